@@ -1,0 +1,102 @@
+//! Chunks: the numbered slices of an audience that fan-out works through, and the tasks that carry them.
+
+use std::sync::Arc;
+
+use super::ids::{PostId, ViewerId};
+use super::post::Post;
+
+/// A numbered slice of a post's audience: the unit of fan-out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Counts from zero.
+    pub no: u32,
+    /// Its viewers, no one twice.
+    pub viewers: Arc<[ViewerId]>,
+}
+
+/// How far a chunk has come: rows written and revisions bumped for `version`, under the fence numbered `fence`.
+/// Ordered by version first, so that "at least as far" is one comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Done {
+    /// The version of the post that was written.
+    pub version: u32,
+    /// The number of the fence under which its revisions were bumped.
+    pub fence: u32,
+}
+
+impl Done {
+    /// One integer for the store: `version << 32 | fence`; its order is the order of [`Done`].
+    pub fn pack(self) -> u64 {
+        u64::from(self.version) << 32 | u64::from(self.fence)
+    }
+
+    /// The inverse of [`Done::pack`].
+    pub fn unpack(packed: u64) -> Self {
+        Self { version: (packed >> 32) as u32, fence: packed as u32 }
+    }
+}
+
+/// What the store knows of a chunk's fan-out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkState {
+    /// Rows and bumps: the furthest that was recorded.
+    pub done: Option<Done>,
+    /// Rows only: the newest version whose rows are all written.
+    pub rows_version: Option<u32>,
+    /// Set aside after too many failures; left alone until redriven.
+    pub parked: bool,
+}
+
+impl ChunkState {
+    /// Whether nothing is left to do for `version` under the fence numbered `fence`.
+    pub fn is_done(&self, version: u32, fence: u32) -> bool {
+        self.done.is_some_and(|done| done.version >= version && done.fence == fence)
+    }
+
+    /// Whether the rows of `version` or a later one are all there.
+    pub fn has_rows(&self, version: u32) -> bool {
+        self.rows_version.max(self.done.map(|done| done.version)) >= Some(version)
+    }
+}
+
+/// Which queue a task waits in: small posts never stand behind a giant one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Posts of a single chunk.
+    Small,
+    /// All others.
+    Bulk,
+}
+
+impl Lane {
+    /// Every lane.
+    pub const ALL: [Lane; 2] = [Lane::Small, Lane::Bulk];
+
+    /// The lane of a post's tasks.
+    pub fn of(post: &Post) -> Self {
+        if post.chunk_count() <= 1 { Self::Small } else { Self::Bulk }
+    }
+
+    /// The name in labels and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// One chunk to be fanned out. Carries the viewers, so that a worker needs no read for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Whose fan-out.
+    pub post_id: PostId,
+    /// The version that caused the task; the worker writes the current one.
+    pub version: u32,
+    /// The chunk and its viewers.
+    pub chunk: Chunk,
+    /// Where it waits.
+    pub lane: Lane,
+    /// How often the relay has driven it before; 0 on the first publish.
+    pub attempt: u32,
+}

@@ -1,0 +1,21 @@
+//! What Fanfold talks about: posts, audiences, inbox items, revisions. Pure: no I/O, no runtime, no wire formats.
+
+pub mod audience;
+pub mod chunk;
+pub mod ids;
+pub mod item;
+pub mod post;
+pub mod revision;
+pub mod time;
+pub mod token;
+pub mod view;
+
+pub use audience::Audience;
+pub use chunk::{Chunk, ChunkState, Done, Lane, Task};
+pub use ids::{PostId, ProducerId, ViewerId};
+pub use item::{Mark, Marks, Row};
+pub use post::{Post, PostState, Withdrawal};
+pub use revision::{Change, Fence, Record, Revision};
+pub use time::Time;
+pub use token::{Cursor, Token};
+pub use view::{Counts, View, Withdrawn};

@@ -1,0 +1,24 @@
+//! Fanfold: a fan-out feed service with revisions, push model.
+//!
+//! A producer posts a notification with an audience; fan-out workers write one inbox row per viewer and bump that
+//! viewer's revision; a client compares revisions first and reads its inbox only when something has changed.
+//!
+//! Dependencies point down: [`http`], [`cli`] and [`service`] call the use cases ([`publish`], [`fanout`], [`relay`],
+//! [`reader`], [`marks`]), those call the [`ports`], and everything speaks the [`domain`]. `ARCHITECTURE.md` has the map.
+
+pub mod adapters;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod domain;
+pub mod error;
+pub mod fanout;
+pub mod http;
+pub mod marks;
+pub mod ports;
+pub mod publish;
+pub mod reader;
+pub mod relay;
+pub mod service;
+pub mod telemetry;
+pub mod withdrawals;

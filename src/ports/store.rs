@@ -1,0 +1,242 @@
+//! The store: the only holder of the truth.
+
+use std::future::Future;
+
+use crate::domain::{Chunk, ChunkState, Done, Fence, Mark, Post, PostId, ProducerId, Row, Time, ViewerId, Withdrawal};
+use crate::error::Result;
+
+/// On whose behalf the store is read: the label of `fanfold_store_reads_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// Accepting posts, edits and retracts.
+    Publish,
+    /// `GET /v1/posts/{id}`.
+    Status,
+    /// Revision polls. Stays at zero: that is the point of the service.
+    Poll,
+    /// Inbox pages.
+    Page,
+    /// Deltas.
+    Changes,
+    /// Marks.
+    Mark,
+    /// Fan-out workers.
+    Fanout,
+    /// The relay.
+    Relay,
+    /// Start-up, the fence registry.
+    System,
+}
+
+impl Path {
+    /// Every path.
+    pub const ALL: [Path; 9] = [
+        Path::Publish,
+        Path::Status,
+        Path::Poll,
+        Path::Page,
+        Path::Changes,
+        Path::Mark,
+        Path::Fanout,
+        Path::Relay,
+        Path::System,
+    ];
+
+    /// The label's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Status => "status",
+            Self::Poll => "poll",
+            Self::Page => "page",
+            Self::Changes => "changes",
+            Self::Mark => "mark",
+            Self::Fanout => "fanout",
+            Self::Relay => "relay",
+            Self::System => "system",
+        }
+    }
+}
+
+/// A producer's claim on an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyClaim {
+    /// Whose key.
+    pub producer: ProducerId,
+    /// The key.
+    pub key: String,
+    /// SHA-256 of the request that claims it.
+    pub fingerprint: [u8; 32],
+    /// The post it shall stand for, if nobody was first.
+    pub post_id: PostId,
+    /// How that post's audience is cut.
+    pub chunk_size: u32,
+}
+
+/// What a key stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// SHA-256 of the request that claimed it first.
+    pub fingerprint: [u8; 32],
+    /// The post it stands for.
+    pub post_id: PostId,
+    /// How that post's audience is cut.
+    pub chunk_size: u32,
+}
+
+/// What became of a change to a post.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It is committed.
+    Applied,
+    /// The post is at another version, which is this.
+    Stale(Box<Post>),
+    /// There is no such post.
+    Missing,
+}
+
+/// What became of the rows of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowsWritten {
+    /// They are durable and readable.
+    Written,
+    /// The post has moved on, to this; nothing was written.
+    Stale(Box<Post>),
+}
+
+/// A viewer's newest rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Newest post first, without gaps.
+    pub rows: Vec<Row>,
+    /// There are older rows than these.
+    pub truncated: bool,
+}
+
+/// Marks to set or clear.
+#[derive(Clone, Debug)]
+pub struct MarkOrder<'a> {
+    /// Whose inbox.
+    pub viewer: &'a ViewerId,
+    /// On which items.
+    pub post_ids: &'a [PostId],
+    /// Which mark.
+    pub mark: Mark,
+    /// Set or clear.
+    pub value: bool,
+    /// The time of the mark.
+    pub now: Time,
+}
+
+/// What became of an order of marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The rows as they are now; rows that do not exist are left out.
+    pub rows: Vec<Row>,
+    /// The posts whose marks the order changed, in the same order as asked.
+    pub changed: Vec<PostId>,
+    /// What to clear after the bump, where a bump could otherwise be lost; `None` in a store that dies with its
+    /// revisions.
+    pub intent: Option<u64>,
+}
+
+/// A post the relay must look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pending {
+    /// When it was written; orders the scan.
+    pub since: Time,
+    /// Which post.
+    pub post_id: PostId,
+    /// From which version on.
+    pub version: u32,
+}
+
+/// A page of the relay's scan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PendingPage {
+    /// Oldest first.
+    pub entries: Vec<Pending>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Pending>,
+}
+
+/// How the relay settles a pending entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Every chunk is done: the entry goes.
+    Done(Pending),
+    /// The post was never committed and no retry can come any more: the entry and the chunks go.
+    Garbage(Pending),
+}
+
+/// The truth: posts, chunks, inbox rows, marks, keys, the fence registry.
+///
+/// Every write is durable when it returns `Ok`, unless its doc says otherwise. After an `Err` the outcome is unknown;
+/// every write may be repeated.
+pub trait Store {
+    /// Claims an idempotency key, or tells who holds it. The first claim wins for as long as keys live.
+    fn claim_key(&self, claim: &KeyClaim) -> impl Future<Output = Result<KeyHolder>> + Send;
+
+    /// Who holds a key, without claiming it.
+    fn key_holder(&self, producer: &ProducerId, key: &str) -> impl Future<Output = Result<Option<KeyHolder>>> + Send;
+
+    /// Commits a new post: its pending entry and chunks first, the post itself last. Repeating it is harmless, also
+    /// after the post was edited or retracted: the later version stays.
+    fn create_post(&self, post: &Post, chunks: &[Chunk]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Commits the next version of a post, if it is still at `expected`; its pending entry is written with it.
+    fn change_post(&self, expected: u32, post: &Post) -> impl Future<Output = Result<Changed>> + Send;
+
+    /// The present state of a post.
+    fn post(&self, id: PostId) -> impl Future<Output = Result<Option<Post>>> + Send;
+
+    /// The present states of several posts, in the same order.
+    fn posts(&self, ids: &[PostId]) -> impl Future<Output = Result<Vec<Option<Post>>>> + Send;
+
+    /// One chunk with its viewers.
+    fn chunk(&self, id: PostId, no: u32) -> impl Future<Output = Result<Option<Chunk>>> + Send;
+
+    /// How far the chunks `0..count` of a post have come.
+    fn chunk_states(&self, id: PostId, count: u32) -> impl Future<Output = Result<Vec<ChunkState>>> + Send;
+
+    /// Writes the rows of `viewers` for `post`, unless the post has moved on. A row never goes back to an older
+    /// version, and marks are left as they are.
+    fn write_rows(&self, post: &Post, viewers: &[ViewerId]) -> impl Future<Output = Result<RowsWritten>> + Send;
+
+    /// Records that a chunk's rows and bumps are done. May be lost in a crash (the chunk is then done again); never
+    /// goes back.
+    fn chunk_done(&self, id: PostId, no: u32, done: Done) -> impl Future<Output = Result<()>> + Send;
+
+    /// Records that a chunk's rows are there though its bumps are not. May be lost in a crash.
+    fn chunk_rows_done(&self, id: PostId, no: u32, version: u32) -> impl Future<Output = Result<()>> + Send;
+
+    /// Sets a chunk aside, or takes it up again.
+    fn park_chunk(&self, id: PostId, no: u32, parked: bool) -> impl Future<Output = Result<()>> + Send;
+
+    /// The newest `limit` rows of an inbox, as of one instant.
+    fn window(&self, viewer: &ViewerId, limit: u32) -> impl Future<Output = Result<Window>> + Send;
+
+    /// Some rows of an inbox, in the order asked; `None` where there is none.
+    fn rows(&self, viewer: &ViewerId, ids: &[PostId]) -> impl Future<Output = Result<Vec<Option<Row>>>> + Send;
+
+    /// Sets or clears marks, with an intent where a lost bump is possible.
+    fn mark(&self, order: &MarkOrder<'_>) -> impl Future<Output = Result<Marked>> + Send;
+
+    /// Clears an intent whose bump has come.
+    fn clear_intent(&self, viewer: &ViewerId, intent: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Up to `limit` pending entries from `from` on (inclusive), oldest first.
+    fn pending(&self, from: Option<Pending>, limit: u32) -> impl Future<Output = Result<PendingPage>> + Send;
+
+    /// Settles pending entries. May be lost in a crash.
+    fn settle(&self, settled: &[Settled]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Every withdrawal whose fan-out may not be complete.
+    fn withdrawals(&self) -> impl Future<Output = Result<Vec<Withdrawal>>> + Send;
+
+    /// Adds an entry to the fence registry: the next number, this nonce. `replid` tells whose life it is.
+    fn register_fence(&self, nonce: u64, replid: &str) -> impl Future<Output = Result<Fence>> + Send;
+
+    /// The newest entry of the fence registry.
+    fn newest_fence(&self) -> impl Future<Output = Result<Option<Fence>>> + Send;
+}
