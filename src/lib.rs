@@ -7,18 +7,18 @@
 //! [`reader`], [`marks`]), those call the [`ports`], and everything speaks the [`domain`]. `ARCHITECTURE.md` has the map.
 
 pub mod adapters;
-pub mod cli;
+//M pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod error;
 pub mod fanout;
-pub mod http;
+//M pub mod http;
 pub mod marks;
 pub mod ports;
 pub mod publish;
 pub mod reader;
 pub mod relay;
-pub mod service;
-pub mod telemetry;
+//M pub mod service;
+//M pub mod telemetry;
 pub mod withdrawals;

@@ -39,9 +39,9 @@ impl Done {
 /// What the store knows of a chunk's fan-out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChunkState {
-    /// Rows and bumps: the furthest that was recorded.
+    /// The furthest that was finished: rows written (or skipped, their life being over) and revisions bumped.
     pub done: Option<Done>,
-    /// Rows only: the newest version whose rows are all written.
+    /// The newest version whose rows are all written; bumps may be due.
     pub rows_version: Option<u32>,
     /// Set aside after too many failures; left alone until redriven.
     pub parked: bool,
@@ -55,7 +55,7 @@ impl ChunkState {
 
     /// Whether the rows of `version` or a later one are all there.
     pub fn has_rows(&self, version: u32) -> bool {
-        self.rows_version.max(self.done.map(|done| done.version)) >= Some(version)
+        self.rows_version >= Some(version)
     }
 }
 

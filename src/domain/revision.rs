@@ -102,7 +102,8 @@ impl Record<Vec<u8>> {
     fn push(&mut self, post_id: PostId, stamp: u32) {
         let counter = self.counter() + 1;
         self.set(8, counter);
-        if let Some(at) = self.entries().position(|e| e.post_id == post_id) {
+        let known = self.entries().position(|e| e.post_id == post_id);
+        if let Some(at) = known {
             let start = HEAD + at * ENTRY;
             self.0.drain(start..start + ENTRY);
         } else if self.len() == RING_MAX {

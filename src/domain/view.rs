@@ -36,6 +36,11 @@ impl Withdrawn {
         self.0.get(&post_id).map(|w| w.hidden_from)
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Withdrawal> {
+        self.0.values().copied()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -1,6 +1,7 @@
 //! The store: the only holder of the truth.
 
 use std::future::Future;
+use std::ops::Range;
 
 use crate::domain::{Chunk, ChunkState, Done, Fence, Mark, Post, PostId, ProducerId, Row, Time, ViewerId, Withdrawal};
 use crate::error::Result;
@@ -196,16 +197,20 @@ pub trait Store {
     /// One chunk with its viewers.
     fn chunk(&self, id: PostId, no: u32) -> impl Future<Output = Result<Option<Chunk>>> + Send;
 
-    /// How far the chunks `0..count` of a post have come.
-    fn chunk_states(&self, id: PostId, count: u32) -> impl Future<Output = Result<Vec<ChunkState>>> + Send;
+    /// How far the chunks with these numbers have come.
+    fn chunk_states(
+        &self,
+        id: PostId,
+        numbers: Range<u32>,
+    ) -> impl Future<Output = Result<Vec<ChunkState>>> + Send;
 
     /// Writes the rows of `viewers` for `post`, unless the post has moved on. A row never goes back to an older
     /// version, and marks are left as they are.
     fn write_rows(&self, post: &Post, viewers: &[ViewerId]) -> impl Future<Output = Result<RowsWritten>> + Send;
 
-    /// Records that a chunk's rows and bumps are done. May be lost in a crash (the chunk is then done again); never
-    /// goes back.
-    fn chunk_done(&self, id: PostId, no: u32, done: Done) -> impl Future<Output = Result<()>> + Send;
+    /// Records that a chunk's bumps are done, and its rows too unless they were skipped. May be lost in a crash (the
+    /// chunk is then done again); never goes back.
+    fn chunk_done(&self, id: PostId, no: u32, done: Done, rows: bool) -> impl Future<Output = Result<()>> + Send;
 
     /// Records that a chunk's rows are there though its bumps are not. May be lost in a crash.
     fn chunk_rows_done(&self, id: PostId, no: u32, version: u32) -> impl Future<Output = Result<()>> + Send;

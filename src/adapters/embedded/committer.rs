@@ -1,0 +1,280 @@
+//! One thread that writes. It groups whatever waits, commits the group as one batch, syncs, and only then answers.
+//!
+//! The store's journal is one mutex with the sync under it, so concurrent committers would only queue there; grouping
+//! turns their number into throughput. Running jobs one after the other on one thread also makes every
+//! read-modify-write atomic without locks: a job reads through the writes of its own group.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fjall::{Database, Keyspace, PersistMode, Slice};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::domain::Time;
+use crate::error::{Error, Kind, Result};
+
+/// How long a look at the free space stays good.
+const FREE_SPACE_LOOK: Duration = Duration::from_secs(1);
+
+/// Whether a job's answer waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Synced before the answer.
+    Synced,
+    /// Handed to the operating system: survives a killed process, not a power cut. For what can be done again.
+    Buffered,
+}
+
+/// Bounds of one group, and the least free space under which nothing new is taken.
+#[derive(Clone, Debug)]
+pub struct CommitLimits {
+    /// Jobs in a group, and jobs waiting.
+    pub jobs_max: usize,
+    /// Bytes of keys and values in a group.
+    pub bytes_max: usize,
+    /// Free bytes under which synced jobs are refused.
+    pub free_bytes_min: u64,
+    /// Where to look for free space.
+    pub folder: PathBuf,
+}
+
+/// What a job sees and writes: the store, and over it the uncommitted writes of its group.
+pub struct Group {
+    writes: Vec<Write>,
+    /// Where in `writes` the newest value of a key is, for keys that jobs also read.
+    tracked: HashMap<(u64, Slice), usize>,
+    bytes: usize,
+    last_pending: Time,
+}
+
+struct Write {
+    keyspace: Keyspace,
+    key: Slice,
+    value: Option<Slice>,
+}
+
+impl Group {
+    /// The value of a key, uncommitted writes included.
+    pub fn get(&self, keyspace: &Keyspace, key: &[u8]) -> Result<Option<Slice>> {
+        if let Some(at) = self.tracked.get(&(keyspace.id(), Slice::from(key))) {
+            return Ok(self.writes[*at].value.clone());
+        }
+        keyspace.get(key).map_err(store_error)
+    }
+
+    /// Writes a value that other jobs may read through [`Group::get`].
+    pub fn put(&mut self, keyspace: &Keyspace, key: impl Into<Slice>, value: impl Into<Slice>) {
+        let key = key.into();
+        self.tracked.insert((keyspace.id(), key.clone()), self.writes.len());
+        self.put_unread(keyspace, key, value);
+    }
+
+    /// Writes a value that no job reads back: cheaper by a map entry.
+    pub fn put_unread(&mut self, keyspace: &Keyspace, key: impl Into<Slice>, value: impl Into<Slice>) {
+        self.push(keyspace, key.into(), Some(value.into()));
+    }
+
+    /// Removes a key.
+    pub fn remove(&mut self, keyspace: &Keyspace, key: impl Into<Slice>) {
+        let key = key.into();
+        self.tracked.insert((keyspace.id(), key.clone()), self.writes.len());
+        self.push(keyspace, key, None);
+    }
+
+    /// A time for a pending entry: `now`, but after every earlier one, whatever the clock does.
+    pub fn pending_time(&mut self, now: Time) -> Time {
+        self.last_pending = now.max(self.last_pending.after(Duration::from_micros(1)));
+        self.last_pending
+    }
+
+    fn push(&mut self, keyspace: &Keyspace, key: Slice, value: Option<Slice>) {
+        self.bytes += key.len() + value.as_ref().map_or(0, |v| v.len());
+        self.writes.push(Write { keyspace: keyspace.clone(), key, value });
+    }
+}
+
+/// A unit of work for the thread. It fails as a whole, and before its first write.
+trait Job: Send {
+    fn run(&mut self, group: &mut Group);
+    fn refuse(&mut self, error: Error);
+    fn durability(&self) -> Durability;
+    fn finish(self: Box<Self>, failure: Option<&Failure>);
+}
+
+/// Why a commit failed, told to every job of the group.
+struct Failure {
+    full: bool,
+    text: String,
+}
+
+struct Work<F, T> {
+    run: Option<F>,
+    durability: Durability,
+    result: Result<T>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<F, T> Job for Work<F, T>
+where
+    F: FnOnce(&mut Group) -> Result<T> + Send,
+    T: Send,
+{
+    fn run(&mut self, group: &mut Group) {
+        if let Some(run) = self.run.take() {
+            self.result = run(group);
+        }
+    }
+
+    fn refuse(&mut self, error: Error) {
+        self.result = Err(error);
+    }
+
+    fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    fn finish(self: Box<Self>, failure: Option<&Failure>) {
+        let result = match failure {
+            None => self.result,
+            Some(failure) if failure.full => Err(storage_full(failure.text.clone())),
+            Some(failure) => Err(Error::unavailable("store_failed", failure.text.clone())),
+        };
+        // Nobody left to tell: the caller was cancelled, the write stands.
+        let _ = self.reply.send(result);
+    }
+}
+
+/// The handle to the thread.
+#[derive(Debug)]
+pub struct Committer {
+    jobs: mpsc::Sender<Box<dyn Job>>,
+    failed: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Box<dyn Job> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl Committer {
+    /// Starts the thread; it ends when the handle is dropped, after all that was submitted. Pending entries are given
+    /// times after `last_pending`.
+    pub fn start(database: Database, limits: CommitLimits, last_pending: Time) -> Result<(Self, std::thread::JoinHandle<()>)> {
+        let (jobs, queue) = mpsc::channel(limits.jobs_max);
+        let failed = Arc::new(AtomicBool::new(false));
+        let thread_failed = Arc::clone(&failed);
+        let thread = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || {
+                Thread { database, limits, queue, failed: thread_failed, free_space: None, last_pending }.run();
+            })
+            .map_err(|e| Error::internal("cannot start the committer thread").with_source(e))?;
+        Ok((Self { jobs, failed }, thread))
+    }
+
+    /// Runs `run` on the thread and answers once its group is committed. Once submitted it is carried out even if the
+    /// caller stops waiting.
+    pub async fn submit<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        run: impl FnOnce(&mut Group) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let result = Err(Error::internal("a job was answered before it ran"));
+        let job = Box::new(Work { run: Some(run), durability, result, reply });
+        let gone = || Error::unavailable("store_failed", "the store is closed");
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Whether a commit has failed: only a restart brings the store back.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+struct Thread {
+    database: Database,
+    limits: CommitLimits,
+    queue: mpsc::Receiver<Box<dyn Job>>,
+    failed: Arc<AtomicBool>,
+    free_space: Option<(Instant, u64)>,
+    last_pending: Time,
+}
+
+impl Thread {
+    fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut group = Group { writes: Vec::new(), tracked: HashMap::new(), bytes: 0, last_pending: self.last_pending };
+            let mut jobs = Vec::new();
+            let mut next = Some(first);
+            while let Some(mut job) = next {
+                self.run_job(job.as_mut(), &mut group);
+                jobs.push(job);
+                let full = jobs.len() >= self.limits.jobs_max || group.bytes >= self.limits.bytes_max;
+                next = if full { None } else { self.queue.try_recv().ok() };
+            }
+            self.last_pending = group.last_pending;
+            let synced = jobs.iter().any(|job| job.durability() == Durability::Synced);
+            let failure = self.commit(group, synced).err();
+            for job in jobs {
+                job.finish(failure.as_ref());
+            }
+        }
+        // What was only buffered reaches the disk before the folder is let go.
+        if let Err(error) = self.database.persist(PersistMode::SyncAll) {
+            tracing::error!(%error, "the last sync of the store failed");
+        }
+    }
+
+    fn run_job(&mut self, job: &mut dyn Job, group: &mut Group) {
+        if job.durability() == Durability::Synced && self.free_bytes() < self.limits.free_bytes_min {
+            let min = self.limits.free_bytes_min;
+            let text = format!("less than store.free_bytes_min = {min} bytes are free in the data folder");
+            return job.refuse(storage_full(text));
+        }
+        job.run(group);
+    }
+
+    fn commit(&mut self, group: Group, synced: bool) -> Result<(), Failure> {
+        let mut batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), group.writes.len())
+            .durability(Some(if synced { PersistMode::SyncData } else { PersistMode::Buffer }));
+        for write in group.writes {
+            match write.value {
+                Some(value) => batch.insert(&write.keyspace, write.key, value),
+                None => batch.remove(&write.keyspace, write.key),
+            }
+        }
+        batch.commit().map_err(|error| {
+            self.failed.store(true, Ordering::Relaxed);
+            tracing::error!(%error, "a commit failed; the store takes no more writes until the service is restarted");
+            let full = matches!(&error, fjall::Error::Io(e) if e.kind() == std::io::ErrorKind::StorageFull);
+            Failure { full, text: format!("the store failed and needs a restart: {error}") }
+        })
+    }
+
+    fn free_bytes(&mut self) -> u64 {
+        if let Some((at, free)) = self.free_space
+            && at.elapsed() < FREE_SPACE_LOOK
+        {
+            return free;
+        }
+        // A file system that does not tell is taken as roomy: the write itself will say.
+        let free = rustix::fs::statvfs(&self.limits.folder).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        self.free_space = Some((Instant::now(), free));
+        free
+    }
+}
+
+fn storage_full(text: String) -> Error {
+    Error::new(Kind::StorageFull, "storage_full", text)
+}
+
+/// An error of the storage engine as one of ours.
+pub fn store_error(error: fjall::Error) -> Error {
+    Error::unavailable("store_failed", "the store could not be read").with_source(error)
+}

@@ -1,0 +1,18 @@
+//! Everything in one process: the truth in an LSM store on disk, the queue in a channel, revisions in bounded memory.
+
+mod codec;
+mod committer;
+mod folder;
+mod keys;
+mod queue;
+mod reads;
+mod record_table;
+mod revisions;
+mod store;
+mod sweep;
+
+pub use folder::Folder;
+pub use queue::EmbeddedQueue;
+pub use reads::Reads;
+pub use revisions::{EmbeddedRevisions, RevisionLimits};
+pub use store::{EmbeddedStore, StoreOptions};

@@ -1,0 +1,518 @@
+//! The store on disk: an LSM tree with one committer.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable as _, Slice};
+
+use super::codec::*;
+use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
+use super::keys::{self, InboxPart};
+use super::reads::Reads;
+use super::sweep::{IdAt, Sweep};
+use super::Folder;
+use crate::clock::Clock;
+use crate::domain::*;
+use crate::error::{Error, Result};
+use crate::ports::{
+    Changed, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten, Settled, Store, Window,
+};
+
+/// Posts and chunks stay this much longer than the rows that point to them.
+const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How to open the store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Block cache, bytes.
+    pub cache_bytes: u64,
+    /// Memtable of each keyspace, bytes.
+    pub memtable_bytes: u64,
+    /// All journals together, bytes.
+    pub journal_bytes_max: u64,
+    /// Jobs in a commit.
+    pub commit_jobs_max: usize,
+    /// Bytes in a commit.
+    pub commit_bytes_max: usize,
+    /// Free bytes under which nothing new is taken.
+    pub free_bytes_min: u64,
+    /// How long rows live.
+    pub inbox_ttl: Duration,
+    /// How long idempotency keys live.
+    pub idempotency_ttl: Duration,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+/// A handle to the store, for reads on behalf of one [`Path`].
+#[derive(Clone)]
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    path: Path,
+}
+
+struct Shared {
+    database: Database,
+    tables: Tables,
+    /// `None` only while the last handle is being dropped.
+    committer: Option<Committer>,
+    thread: Option<JoinHandle<()>>,
+    reads: Arc<Reads>,
+    options: StoreOptions,
+    /// Let go last, when nothing writes any more.
+    _folder: Folder,
+}
+
+impl std::fmt::Debug for EmbeddedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EmbeddedStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct Tables {
+    posts: Keyspace,
+    chunks: Keyspace,
+    progress: Keyspace,
+    pending: Keyspace,
+    inbox: Keyspace,
+    keys: Keyspace,
+    fences: Keyspace,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.committer = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the committer thread panicked");
+        }
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the store in `folder`, recovering what a killed process left.
+    pub fn open(folder: Folder, options: StoreOptions) -> Result<Self> {
+        let database = open_database(&folder, &options)?;
+        let tables = open_tables(&database, &options)?;
+        let limits = CommitLimits {
+            jobs_max: options.commit_jobs_max,
+            bytes_max: options.commit_bytes_max,
+            free_bytes_min: options.free_bytes_min,
+            folder: folder.path().to_owned(),
+        };
+        let (committer, thread) = Committer::start(database.clone(), limits, newest_pending(&tables)?)?;
+        let shared = Shared {
+            database,
+            tables,
+            committer: Some(committer),
+            thread: Some(thread),
+            reads: Arc::new(Reads::default()),
+            options,
+            _folder: folder,
+        };
+        Ok(Self { shared: Arc::new(shared), path: Path::System })
+    }
+
+    /// The same store, its reads counted for `path`.
+    pub fn for_path(&self, path: Path) -> Self {
+        Self { shared: Arc::clone(&self.shared), path }
+    }
+
+    /// The counters of reads.
+    pub fn reads(&self) -> Arc<Reads> {
+        Arc::clone(&self.shared.reads)
+    }
+
+    /// An error if the store takes no writes any more.
+    pub fn check(&self) -> Result<()> {
+        if self.committer()?.has_failed() {
+            return Err(Error::unavailable("store_failed", "a commit failed; the store needs a restart"));
+        }
+        Ok(())
+    }
+
+    fn committer(&self) -> Result<&Committer> {
+        let gone = || Error::unavailable("store_failed", "the store is closed");
+        self.shared.committer.as_ref().ok_or_else(gone)
+    }
+
+    async fn commit<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        job: impl FnOnce(&Tables, &mut Group) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let tables = self.shared.tables.clone();
+        self.committer()?.submit(durability, move |group| job(&tables, group)).await
+    }
+
+    fn get(&self, table: &Keyspace, key: &[u8]) -> Result<Option<Slice>> {
+        self.shared.reads.count(self.path);
+        table.get(key).map_err(store_error)
+    }
+
+    /// Runs a scan off the async workers: it may touch many blocks on disk.
+    async fn scan<T: Send + 'static>(&self, scan: impl FnOnce(&Shared) -> Result<T> + Send + 'static) -> Result<T> {
+        self.shared.reads.count(self.path);
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || scan(&shared))
+            .await
+            .map_err(|e| Error::internal("a scan of the store was cut off").with_source(e))?
+    }
+
+    async fn update_chunk_state(
+        &self,
+        id: PostId,
+        no: u32,
+        update: impl FnOnce(&mut ChunkState) + Send + 'static,
+    ) -> Result<()> {
+        self.commit(Durability::Buffered, move |tables, group| {
+            let key = keys::chunk(id, no);
+            let known = group.get(&tables.progress, &key)?;
+            let before = known.as_deref().map(decode_chunk_state).transpose()?.unwrap_or_default();
+            let mut state = before;
+            update(&mut state);
+            if state != before {
+                group.put(&tables.progress, key, encode_chunk_state(state));
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn open_database(folder: &Folder, options: &StoreOptions) -> Result<Database> {
+    let (clock, row_ttl, key_ttl) = (options.clock.clone(), options.inbox_ttl, options.idempotency_ttl);
+    let sweeps = move |keyspace: &str| {
+        let (id_at, ttl) = match keyspace {
+            "inbox" => (IdAt::InboxKey, row_ttl),
+            "posts" | "chunks" | "progress" => (IdAt::KeyStart, row_ttl + OUTLIVES_ROWS),
+            "keys" => (IdAt::HolderValue, key_ttl),
+            _ => return None,
+        };
+        Some(Sweep { id_at, ttl, clock: clock.clone() }.factory())
+    };
+    Database::builder(folder.store())
+        .cache_size(options.cache_bytes)
+        .max_journaling_size(options.journal_bytes_max)
+        .manual_journal_persist(true)
+        .with_compaction_filter_factories(Arc::new(sweeps))
+        .open()
+        .map_err(|error| match error {
+            fjall::Error::InvalidVersion(_) => {
+                let detail = "the data folder was written by a storage engine that this release does not know";
+                Error::new(crate::error::Kind::Conflict, "data_newer", detail)
+            }
+            error => Error::unavailable("data_unusable", "the store cannot be opened").with_source(error),
+        })
+        .map_err(|error| error.with_field("store.data"))
+}
+
+fn open_tables(database: &Database, options: &StoreOptions) -> Result<Tables> {
+    let open = |name: &str| {
+        let memtable = options.memtable_bytes;
+        let create = || KeyspaceCreateOptions::default().max_memtable_size(memtable).manual_journal_persist(true);
+        database.keyspace(name, create).map_err(store_error)
+    };
+    Ok(Tables {
+        posts: open("posts")?,
+        chunks: open("chunks")?,
+        progress: open("progress")?,
+        pending: open("pending")?,
+        inbox: open("inbox")?,
+        keys: open("keys")?,
+        fences: open("fences")?,
+    })
+}
+
+/// The time of the newest pending entry: later ones must sort behind it even if the clock was set back meanwhile.
+fn newest_pending(tables: &Tables) -> Result<Time> {
+    let newest = tables.pending.last_key_value().map(|entry| entry.key()).transpose().map_err(store_error)?;
+    Ok(newest.and_then(|key| keys::split_pending(&key)).map_or(Time::ZERO, |entry| entry.since))
+}
+
+/// Writes the entry that makes the relay look at `post`.
+fn put_pending(tables: &Tables, group: &mut Group, post: &Post, now: Time) {
+    let entry = Pending { since: group.pending_time(now), post_id: post.id, version: post.version };
+    group.put_unread(&tables.pending, keys::pending(&entry), Slice::empty());
+}
+
+impl Store for EmbeddedStore {
+    async fn claim_key(&self, claim: &KeyClaim) -> Result<KeyHolder> {
+        let alive_after = self.shared.options.clock.now().before(self.shared.options.idempotency_ttl);
+        let key = keys::idempotency(&claim.producer, &claim.key);
+        let mine =
+            KeyHolder { fingerprint: claim.fingerprint, post_id: claim.post_id, chunk_size: claim.chunk_size };
+        self.commit(Durability::Synced, move |tables, group| {
+            if let Some(bytes) = group.get(&tables.keys, &key)? {
+                let holder = decode_holder(&bytes)?;
+                if holder.post_id.time() > alive_after {
+                    return Ok(holder);
+                }
+            }
+            group.put(&tables.keys, key, encode_holder(&mine));
+            Ok(mine)
+        })
+        .await
+    }
+
+    async fn key_holder(&self, producer: &ProducerId, key: &str) -> Result<Option<KeyHolder>> {
+        let alive_after = self.shared.options.clock.now().before(self.shared.options.idempotency_ttl);
+        let bytes = self.get(&self.shared.tables.keys, &keys::idempotency(producer, key))?;
+        let holder = bytes.as_deref().map(decode_holder).transpose()?;
+        Ok(holder.filter(|holder| holder.post_id.time() > alive_after))
+    }
+
+    async fn create_post(&self, post: &Post, chunks: &[Chunk]) -> Result<()> {
+        let (post, bytes, now) = (post.clone(), encode_post(post), self.shared.options.clock.now());
+        let chunks: Vec<_> =
+            chunks.iter().map(|c| (keys::chunk(post.id, c.no), encode_viewers(&c.viewers))).collect();
+        self.commit(Durability::Synced, move |tables, group| {
+            if group.get(&tables.posts, post.id.as_bytes())?.is_some() {
+                return Ok(());
+            }
+            put_pending(tables, group, &post, now);
+            for (key, viewers) in chunks {
+                group.put_unread(&tables.chunks, key, viewers);
+            }
+            group.put(&tables.posts, *post.id.as_bytes(), bytes);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn change_post(&self, expected: u32, post: &Post) -> Result<Changed> {
+        let (post, bytes, now) = (post.clone(), encode_post(post), self.shared.options.clock.now());
+        self.commit(Durability::Synced, move |tables, group| {
+            let Some(known) = group.get(&tables.posts, post.id.as_bytes())? else {
+                return Ok(Changed::Missing);
+            };
+            if post_version(&known)? != expected {
+                return Ok(Changed::Stale(Box::new(decode_post(post.id, &known)?)));
+            }
+            put_pending(tables, group, &post, now);
+            group.put(&tables.posts, *post.id.as_bytes(), bytes);
+            Ok(Changed::Applied)
+        })
+        .await
+    }
+
+    async fn post(&self, id: PostId) -> Result<Option<Post>> {
+        let bytes = self.get(&self.shared.tables.posts, id.as_bytes())?;
+        bytes.map(|bytes| decode_post(id, &bytes)).transpose()
+    }
+
+    async fn posts(&self, ids: &[PostId]) -> Result<Vec<Option<Post>>> {
+        let read = |id: &PostId| {
+            let bytes = self.get(&self.shared.tables.posts, id.as_bytes())?;
+            bytes.map(|bytes| decode_post(*id, &bytes)).transpose()
+        };
+        ids.iter().map(read).collect()
+    }
+
+    async fn chunk(&self, id: PostId, no: u32) -> Result<Option<Chunk>> {
+        let bytes = self.get(&self.shared.tables.chunks, &keys::chunk(id, no))?;
+        bytes.map(|bytes| decode_chunk(no, &bytes)).transpose()
+    }
+
+    async fn chunk_states(&self, id: PostId, numbers: Range<u32>) -> Result<Vec<ChunkState>> {
+        let read = |no| {
+            let bytes = self.get(&self.shared.tables.progress, &keys::chunk(id, no))?;
+            Ok(bytes.as_deref().map(decode_chunk_state).transpose()?.unwrap_or_default())
+        };
+        numbers.map(read).collect()
+    }
+
+    async fn write_rows(&self, post: &Post, viewers: &[ViewerId]) -> Result<RowsWritten> {
+        let value = Slice::from(encode_row(post.version, post.state == PostState::Retracted, post.expires_at));
+        let keys: Vec<Slice> = viewers.iter().map(|v| keys::inbox(v, post.id, InboxPart::Row).into()).collect();
+        let (id, version) = (post.id, post.version);
+        // Posts change on the committer's thread only, so a version that is current here is current until the commit:
+        // one read guards all rows of the chunk against going back.
+        self.commit(Durability::Synced, move |tables, group| {
+            let Some(known) = group.get(&tables.posts, id.as_bytes())? else {
+                return Err(Error::internal(format!("post {id} has vanished under its fan-out")));
+            };
+            if post_version(&known)? != version {
+                return Ok(RowsWritten::Stale(Box::new(decode_post(id, &known)?)));
+            }
+            for key in keys {
+                group.put_unread(&tables.inbox, key, value.clone());
+            }
+            Ok(RowsWritten::Written)
+        })
+        .await
+    }
+
+    async fn chunk_done(&self, id: PostId, no: u32, done: Done, rows: bool) -> Result<()> {
+        let rows_version = rows.then_some(done.version);
+        self.update_chunk_state(id, no, move |state| {
+            state.done = state.done.max(Some(done));
+            state.rows_version = state.rows_version.max(rows_version);
+        })
+        .await
+    }
+
+    async fn chunk_rows_done(&self, id: PostId, no: u32, version: u32) -> Result<()> {
+        self.update_chunk_state(id, no, move |state| state.rows_version = state.rows_version.max(Some(version))).await
+    }
+
+    async fn park_chunk(&self, id: PostId, no: u32, parked: bool) -> Result<()> {
+        self.update_chunk_state(id, no, move |state| state.parked = parked).await
+    }
+
+    async fn window(&self, viewer: &ViewerId, limit: u32) -> Result<Window> {
+        let prefix = keys::inbox_prefix(viewer);
+        self.scan(move |shared| {
+            let mut window = Window::default();
+            for entry in shared.database.snapshot().prefix(&shared.tables.inbox, prefix) {
+                let (key, value) = entry.into_inner().map_err(store_error)?;
+                match keys::split_inbox(&key) {
+                    Some((_, InboxPart::Row)) if window.rows.len() == limit as usize => {
+                        window.truncated = true;
+                        break;
+                    }
+                    Some((id, InboxPart::Row)) => window.rows.push(decode_row(id, &value)?),
+                    Some((id, InboxPart::Marks)) => {
+                        if let Some(row) = window.rows.last_mut().filter(|row| row.post_id == id) {
+                            row.marks = decode_marks(&value)?;
+                        }
+                    }
+                    None => return Err(Error::internal("an inbox key of unknown form")),
+                }
+            }
+            Ok(window)
+        })
+        .await
+    }
+
+    async fn rows(&self, viewer: &ViewerId, ids: &[PostId]) -> Result<Vec<Option<Row>>> {
+        let read = |id: &PostId| {
+            let Some(row) = self.get(&self.shared.tables.inbox, &keys::inbox(viewer, *id, InboxPart::Row))? else {
+                return Ok(None);
+            };
+            let mut row = decode_row(*id, &row)?;
+            if let Some(marks) = self.get(&self.shared.tables.inbox, &keys::inbox(viewer, *id, InboxPart::Marks))? {
+                row.marks = decode_marks(&marks)?;
+            }
+            Ok(Some(row))
+        };
+        ids.iter().map(read).collect()
+    }
+
+    async fn mark(&self, order: &MarkOrder<'_>) -> Result<Marked> {
+        let (mark, value, now) = (order.mark, order.value, order.now);
+        let key = |id: PostId, part| keys::inbox(order.viewer, id, part);
+        let keys: Vec<_> =
+            order.post_ids.iter().map(|id| (*id, key(*id, InboxPart::Row), key(*id, InboxPart::Marks))).collect();
+        self.commit(Durability::Synced, move |tables, group| {
+            let mut marked = Marked { rows: Vec::with_capacity(keys.len()), changed: Vec::new(), intent: None };
+            let mut writes = Vec::new();
+            for (id, row_key, marks_key) in keys {
+                let Some(row) = group.get(&tables.inbox, &row_key)? else { continue };
+                let mut row = decode_row(id, &row)?;
+                if let Some(marks) = group.get(&tables.inbox, &marks_key)? {
+                    row.marks = decode_marks(&marks)?;
+                }
+                let after = row.marks.with(mark, value, now);
+                if after != row.marks {
+                    row.marks = after;
+                    writes.push((marks_key, encode_marks(&after)));
+                    marked.changed.push(id);
+                }
+                marked.rows.push(row);
+            }
+            for (key, value) in writes {
+                group.put(&tables.inbox, key, value);
+            }
+            Ok(marked)
+        })
+        .await
+    }
+
+    async fn clear_intent(&self, _: &ViewerId, _: u64) -> Result<()> {
+        // Revisions die with this process, and with them every token: no bump can be lost alone.
+        Ok(())
+    }
+
+    async fn pending(&self, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
+        let from = from.map_or(Vec::new(), |entry| keys::pending(&entry).to_vec());
+        self.scan(move |shared| {
+            let mut page = PendingPage::default();
+            for entry in shared.database.snapshot().range(&shared.tables.pending, from..) {
+                let key = entry.key().map_err(store_error)?;
+                let entry = keys::split_pending(&key).ok_or_else(|| Error::internal("a pending key of unknown form"))?;
+                if page.entries.len() == limit as usize {
+                    page.next = Some(entry);
+                    break;
+                }
+                page.entries.push(entry);
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    async fn settle(&self, settled: &[Settled]) -> Result<()> {
+        let settled = settled.to_vec();
+        self.commit(Durability::Buffered, move |tables, group| {
+            for entry in settled {
+                let (Settled::Done(pending) | Settled::Garbage(pending)) = entry;
+                group.remove(&tables.pending, keys::pending(&pending));
+                if let Settled::Garbage(_) = entry {
+                    for chunk in tables.chunks.prefix(pending.post_id.as_bytes()) {
+                        group.remove(&tables.chunks, chunk.key().map_err(store_error)?);
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn withdrawals(&self) -> Result<Vec<Withdrawal>> {
+        self.scan(|shared| {
+            let mut withdrawals = Vec::new();
+            for entry in shared.database.snapshot().iter(&shared.tables.pending) {
+                let key = entry.key().map_err(store_error)?;
+                let id = keys::split_pending(&key).map(|entry| entry.post_id);
+                let id = id.ok_or_else(|| Error::internal("a pending key of unknown form"))?;
+                if let Some(bytes) = shared.tables.posts.get(id.as_bytes()).map_err(store_error)? {
+                    withdrawals.extend(decode_post(id, &bytes)?.withdrawal());
+                }
+            }
+            Ok(withdrawals)
+        })
+        .await
+    }
+
+    async fn register_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
+        let replid = replid.to_owned();
+        self.commit(Durability::Synced, move |tables, group| {
+            let newest = tables.fences.last_key_value().map(|entry| entry.key()).transpose().map_err(store_error)?;
+            let newest = newest.and_then(|key| key.first_chunk().copied()).map_or(0, u32::from_be_bytes);
+            let seq = newest.checked_add(1).ok_or_else(|| Error::internal("the fence registry is used up"))?;
+            let value = [&nonce.to_be_bytes(), replid.as_bytes()].concat();
+            group.put_unread(&tables.fences, seq.to_be_bytes(), value);
+            Ok(Fence { seq, nonce })
+        })
+        .await
+    }
+
+    async fn newest_fence(&self) -> Result<Option<Fence>> {
+        self.shared.reads.count(self.path);
+        let newest = self.shared.tables.fences.last_key_value().map(|entry| entry.into_inner());
+        let read = |(key, value): (Slice, Slice)| {
+            let (seq, nonce) = (key.first_chunk().copied()?, value.first_chunk().copied()?);
+            Some(Fence { seq: u32::from_be_bytes(seq), nonce: u64::from_be_bytes(nonce) })
+        };
+        newest
+            .transpose()
+            .map_err(store_error)?
+            .map(|entry| read(entry).ok_or_else(|| Error::internal("a fence of unknown form")))
+            .transpose()
+    }
+}

@@ -1,0 +1,145 @@
+//! Fan-out: take a task, write the rows of its chunk, bump the revisions, record it as done, acknowledge. In this order:
+//! killed anywhere, the task comes again and does no harm.
+
+use std::time::Duration;
+
+use metrics::{counter, histogram};
+use tracing::{debug, error, warn};
+
+use crate::adapters::{Queue, Revisions, Store};
+use crate::clock::Clock;
+use crate::domain::{Change, Done, Lane, Post, Task};
+use crate::error::{Error, Kind, Result};
+use crate::ports::{Queue as _, Revisions as _, RowsWritten, Store as _};
+
+/// How long a worker pauses after a failure, so that a broken dependency is not hammered.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(200);
+
+/// What fan-out needs.
+#[derive(Clone, Debug)]
+pub struct Fanout {
+    /// The truth, read on behalf of fan-out.
+    pub store: Store,
+    /// Where tasks come from.
+    pub queue: Queue,
+    /// What to bump.
+    pub revisions: Revisions,
+    /// What time it is.
+    pub clock: Clock,
+    /// How long rows live.
+    pub inbox_ttl: Duration,
+    /// Failures after which a task that cannot succeed is parked.
+    pub attempts_max: u32,
+}
+
+/// What became of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Rows and bumps are there.
+    Done,
+    /// They were there already.
+    AlreadyDone,
+    /// The rows are there; the revisions cannot be bumped now. The relay drives the rest.
+    RowsOnly,
+    /// There is no such post (yet). The relay drives it if it comes.
+    NoPost,
+}
+
+impl Fanout {
+    /// Works through a lane until the queue is closed; finishes what it has in hand.
+    pub async fn work(&self, lane: Lane) {
+        loop {
+            let delivery = match self.queue.next(lane).await {
+                Ok(Some(delivery)) => delivery,
+                Ok(None) => return,
+                Err(error) => {
+                    error!(%error, lane = lane.name(), "cannot take a fan-out task");
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                    continue;
+                }
+            };
+            let outcome = self.process(&delivery.task).await;
+            let settled = match outcome {
+                Ok(_) => self.queue.ack(delivery).await,
+                Err(error) => {
+                    self.failed(&delivery.task, &error).await;
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                    self.queue.release(delivery).await
+                }
+            };
+            if let Err(error) = settled {
+                warn!(%error, "a fan-out task could not be acknowledged; it will come again");
+            }
+        }
+    }
+
+    /// Fans one chunk out, at the post's present version.
+    pub async fn process(&self, task: &Task) -> Result<Outcome> {
+        let Some(post) = self.store.post(task.post_id).await? else {
+            return Ok(Outcome::NoPost);
+        };
+        // The first delivery of the present version is never done already: no need to look.
+        if (task.attempt > 0 || post.version > task.version) && self.is_done(task, &post).await? {
+            return Ok(Outcome::AlreadyDone);
+        }
+        let (post, rows) = self.write_rows(task, post).await?;
+        let change = Change { post_id: post.id, version: post.version };
+        let fence = match self.revisions.bump(&task.chunk.viewers, change).await {
+            Ok(fence) => fence,
+            Err(error) if error.kind() == Kind::Unavailable => {
+                warn!(%error, post = %post.id, chunk = task.chunk.no, "rows written, revisions cannot be bumped now");
+                self.store.chunk_rows_done(post.id, task.chunk.no, post.version).await?;
+                return Ok(Outcome::RowsOnly);
+            }
+            Err(error) => return Err(error),
+        };
+        self.store.chunk_done(post.id, task.chunk.no, Done { version: post.version, fence }, rows).await?;
+        self.observe(task, &post, rows);
+        Ok(Outcome::Done)
+    }
+
+    async fn is_done(&self, task: &Task, post: &Post) -> Result<bool> {
+        let no = task.chunk.no;
+        let states = self.store.chunk_states(post.id, no..no + 1).await?;
+        let fence = self.revisions.fence().await?;
+        Ok(states.first().is_some_and(|state| state.is_done(post.version, fence.seq)))
+    }
+
+    /// Writes the rows of the newest version there is, and answers which that was, and whether they still had a life
+    /// to live.
+    async fn write_rows(&self, task: &Task, mut post: Post) -> Result<(Post, bool)> {
+        loop {
+            if post.id.time().after(self.inbox_ttl) <= self.clock.now() {
+                return Ok((post, false));
+            }
+            match self.store.write_rows(&post, &task.chunk.viewers).await? {
+                RowsWritten::Written => return Ok((post, true)),
+                RowsWritten::Stale(newer) => post = *newer,
+            }
+        }
+    }
+
+    async fn failed(&self, task: &Task, error: &Error) {
+        let (post, chunk, attempt) = (task.post_id, task.chunk.no, task.attempt);
+        warn!(%error, %post, chunk, attempt, "a fan-out task failed");
+        counter!("fanfold_fanout_failures_total").increment(1);
+        let hopeless = matches!(error.kind(), Kind::Corrupt | Kind::Internal);
+        if hopeless && attempt + 1 >= self.attempts_max {
+            error!(%error, %post, chunk, "a fan-out task failed too often and is parked");
+            counter!("fanfold_fanout_parked_total").increment(1);
+            if let Err(error) = self.store.park_chunk(post, chunk, true).await {
+                warn!(%error, %post, chunk, "the task could not be parked; it will come again");
+            }
+        }
+    }
+
+    fn observe(&self, task: &Task, post: &Post, rows: bool) {
+        let viewers = task.chunk.viewers.len() as u64;
+        debug!(post = %post.id, version = post.version, chunk = task.chunk.no, viewers, "fanned out");
+        counter!("fanfold_fanout_rows_total", "result" => if rows { "written" } else { "skipped" }).increment(viewers);
+        if post.version == 1 {
+            let age = self.clock.now().since(post.id.time());
+            histogram!("fanfold_publish_to_visible_seconds").record(age.as_secs_f64());
+        }
+    }
+}
