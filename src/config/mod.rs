@@ -1,6 +1,9 @@
 //! Configuration: parsed once, checked, then only read. `config.default.toml` is the manual and the defaults.
 
 mod load;
+mod rules;
+#[cfg(test)]
+mod tests;
 
 pub use load::{DEFAULT_TOML, Overrides, load};
 

@@ -1,0 +1,251 @@
+//! Loading: defaults, file, environment, flags, each over the one before; every value is checked where it comes in.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
+
+use super::rules::{self, Rule};
+use super::{Config, LogFormat};
+use crate::error::{Error, Kind, Result};
+
+/// The manual, and the very defaults.
+pub const DEFAULT_TOML: &str = include_str!("../../config.default.toml");
+
+const PREFIX: &str = "FANFOLD_";
+/// Names the configuration file.
+const FILE_VARIABLE: &str = "FANFOLD_CONFIG";
+/// The variables with a short name, and the keys they set.
+const SHORT_NAMES: [(&str, &str); 3] =
+    [("FANFOLD_LISTEN", "http.listen"), ("FANFOLD_DATA", "store.data"), ("FANFOLD_LOG", "log.filter")];
+/// Variables that are not the service's: the address that the command line talks to, and what belongs to development.
+const FOREIGN_NAMES: [&str; 1] = ["FANFOLD_URL"];
+const FOREIGN_PREFIXES: [&str; 3] = ["FANFOLD_TEST_", "FANFOLD_STACK_", "FANFOLD_BENCH_"];
+
+/// What the command line sets, stronger than all else.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config`: the file to read, instead of the one that `FANFOLD_CONFIG` names.
+    pub file: Option<PathBuf>,
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--data`.
+    pub data: Option<PathBuf>,
+    /// `--insecure-listen-beyond-loopback`; false leaves the decision to the file and the environment.
+    pub insecure_listen_beyond_loopback: bool,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
+    /// `--log-filter`.
+    pub log_filter: Option<String>,
+}
+
+/// The configuration: `overrides` beat `env` beats the file beats the defaults. The environment is passed in, so that
+/// tests have their own; only the command line reads the real one.
+pub fn load(overrides: &Overrides, env: impl IntoIterator<Item = (String, String)>) -> Result<Config> {
+    // Sorted, so that of several faults it is always the same one that is reported.
+    let env: BTreeMap<_, _> = env.into_iter().filter(|(name, value)| is_ours(name, value)).collect();
+    let mut settings = Table::new();
+    apply_toml(&mut settings, DEFAULT_TOML, "config.default.toml")?;
+    let file = overrides.file.clone().or_else(|| env.get(FILE_VARIABLE).map(PathBuf::from));
+    if let Some(file) = file {
+        apply_toml(&mut settings, &read(&file)?, &file.display().to_string())?;
+    }
+    apply_env(&mut settings, env)?;
+    // The rules have been through every value, so what fails here is a rule at odds with its field.
+    let mut config = Config::deserialize(settings.into_deserializer())
+        .map_err(|error| Error::internal("the configuration's rules do not match its fields").with_source(error))?;
+    overrides.apply(&mut config);
+    check_together(&config)?;
+    Ok(config)
+}
+
+impl Overrides {
+    fn apply(&self, config: &mut Config) {
+        let Self { file: _, listen, data, insecure_listen_beyond_loopback, log_format, log_filter } = self;
+        config.http.listen = listen.unwrap_or(config.http.listen);
+        config.http.insecure_listen_beyond_loopback |= insecure_listen_beyond_loopback;
+        config.log.format = log_format.unwrap_or(config.log.format);
+        if let Some(data) = data {
+            config.store.data.clone_from(data);
+        }
+        if let Some(filter) = log_filter {
+            config.log.filter.clone_from(filter);
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(|error| {
+        let shown = file.display();
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return Error::not_found("config_not_found", format!("there is no configuration file {shown}"));
+        }
+        Error::new(Kind::Invalid, "invalid_config", format!("cannot read {shown}")).with_source(error)
+    })
+}
+
+/// Puts the keys of a TOML text over what `settings` has; `name` is what messages call the text.
+fn apply_toml(settings: &mut Table, text: &str, name: &str) -> Result<()> {
+    let origin = |span: Range<usize>| format!("{name}, line {}", line(text, span.start));
+    let document = DeTable::parse(text).map_err(|error| {
+        let place = origin(error.span().unwrap_or_default());
+        Error::new(Kind::Invalid, "invalid_config", format!("{place}: {}", error.message()))
+    })?;
+    for (section, content) in document.into_inner() {
+        let place = origin(section.span());
+        let section = section.into_inner();
+        let DeValue::Table(entries) = content.into_inner() else {
+            return Err(not_in_a_section(&section, &place));
+        };
+        if !rules::sections().any(|known| known == section) {
+            return Err(unknown_key(&section, &place, rules::nearest(&section, ".", rules::sections())));
+        }
+        for (key, value) in entries {
+            let place = origin(key.span());
+            let key = format!("{section}.{}", key.into_inner());
+            let Some(rule) = rules::rule(&key) else {
+                return Err(unknown_key(&key, &place, rules::nearest(&key, ".", rules::keys())));
+            };
+            set(settings, &key, rule, to_value(&key, rule, value, &place)?, &place)?;
+        }
+    }
+    Ok(())
+}
+
+fn to_value(key: &str, rule: Rule, value: Spanned<DeValue<'_>>, origin: &str) -> Result<Value> {
+    Value::deserialize(toml::de::ValueDeserializer::from(value)).map_err(|_| {
+        // The document is well-formed, so this is all that can be wrong with a value.
+        let detail = format!("must be {}, is a number beyond 64 bits ({origin})", rule.expected());
+        Error::invalid("invalid_config", key, detail)
+    })
+}
+
+/// The number of the line that byte `offset` of `text` stands in.
+fn line(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+/// A key at the top of the file, or a section's name with a plain value.
+fn not_in_a_section(name: &str, origin: &str) -> Error {
+    if rules::sections().any(|known| known == name) {
+        return Error::invalid("invalid_config", name, format!("must be a section, [{name}] ({origin})"));
+    }
+    unknown_key(name, origin, rules::nearest(name, ".", rules::keys()))
+}
+
+fn unknown_key(name: &str, origin: &str, nearest: &str) -> Error {
+    let detail = format!("is not a configuration key ({origin}); the nearest known one is {nearest}");
+    Error::invalid("unknown_config_key", name, detail)
+}
+
+/// Puts the variables of the environment over what `settings` has.
+fn apply_env(settings: &mut Table, env: BTreeMap<String, String>) -> Result<()> {
+    let mut set_by = BTreeMap::<&str, String>::new();
+    for (name, text) in env {
+        if name == FILE_VARIABLE {
+            continue;
+        }
+        let Some((key, rule)) = key_of_variable(&name) else {
+            return Err(unknown_variable(&name));
+        };
+        if let Some(other) = set_by.get(key) {
+            let detail = format!("must be set once, is set by {other} and by {name}");
+            return Err(Error::invalid("invalid_config", key, detail));
+        }
+        set(settings, key, rule, rule.read(text), &name)?;
+        set_by.insert(key, name);
+    }
+    Ok(())
+}
+
+/// The long name of a key's variable.
+pub(super) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+fn key_of_variable(name: &str) -> Option<(&'static str, Rule)> {
+    let short = SHORT_NAMES.iter().find(|(short, _)| *short == name).map(|(_, key)| *key);
+    rules::RULES.iter().find(|(key, _)| short == Some(key) || variable(key) == name).copied()
+}
+
+fn unknown_variable(name: &str) -> Error {
+    let known: Vec<String> = rules::keys()
+        .map(variable)
+        .chain(SHORT_NAMES.iter().map(|(short, _)| (*short).to_owned()))
+        .chain([FILE_VARIABLE.to_owned()])
+        .collect();
+    // Without the prefix, which all share and which would be the whole tail of a name without a section.
+    let bare = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
+    let nearest = rules::nearest(name.strip_prefix(PREFIX).unwrap_or(name), "__", bare);
+    let detail = format!("is not a variable of the configuration; the nearest known one is {PREFIX}{nearest}");
+    Error::invalid("unknown_config_key", name, detail)
+}
+
+/// Whether a variable is meant for the configuration at all.
+fn is_ours(name: &str, value: &str) -> bool {
+    // Kubernetes describes a service named fanfold to every container in these words; refusing to start over them
+    // would help nobody.
+    let service_link = name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.contains("_TCP")
+        || value.starts_with("tcp://");
+    name.starts_with(PREFIX)
+        && !value.is_empty()
+        && !FOREIGN_NAMES.contains(&name)
+        && !FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        && !service_link
+}
+
+/// Checks one value and puts it in its place.
+fn set(settings: &mut Table, key: &str, rule: Rule, value: Value, origin: &str) -> Result<()> {
+    rule.check(key, &value, origin)?;
+    let (section, name) = key.split_once('.').unwrap_or((key, ""));
+    let entries = settings.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(entries) = entries {
+        entries.insert(name.to_owned(), value);
+    }
+    Ok(())
+}
+
+/// The checks that need more than one value.
+fn check_together(config: &Config) -> Result<()> {
+    let Config { http, publish, inbox, poll, relay, store, .. } = config;
+    // A mapped IPv4 address is judged as what it maps to.
+    if !http.listen.ip().to_canonical().is_loopback() && !http.insecure_listen_beyond_loopback {
+        let detail = format!(
+            "{} can be reached from other machines and nobody is authenticated; listen on 127.0.0.1, or pass \
+             --insecure-listen-beyond-loopback if something in front authenticates",
+            http.listen
+        );
+        return Err(Error::invalid("listen_beyond_loopback", "http.listen", detail));
+    }
+    at_most(("inbox.page_default", inbox.page_default.into()), ("inbox.page_max", inbox.page_max.into()))?;
+    at_most(("inbox.page_max", inbox.page_max.into()), ("inbox.items_max", inbox.items_max.into()))?;
+    at_most(("poll.interval_s", poll.interval_s.into()), ("poll.interval_s_max", poll.interval_s_max.into()))?;
+    at_most(
+        ("relay.redrive_after_ms", relay.redrive_after_ms),
+        ("relay.redrive_after_ms_max", relay.redrive_after_ms_max),
+    )?;
+    at_most(("store.memtable_bytes", store.memtable_bytes), ("store.journal_bytes_max", store.journal_bytes_max))?;
+    let (garbage, keys) = (relay.garbage_after_s, publish.idempotency_ttl_s);
+    if garbage <= keys {
+        let detail = format!(
+            "must be more than publish.idempotency_ttl_s ({keys}), is {garbage}: a retry would find its chunks swept"
+        );
+        return Err(Error::limit("invalid_config", "relay.garbage_after_s", detail, keys, garbage));
+    }
+    Ok(())
+}
+
+fn at_most((key, value): (&str, u64), (bound, limit): (&str, u64)) -> Result<()> {
+    if value <= limit {
+        return Ok(());
+    }
+    let detail = format!("must be at most {bound} ({limit}), is {value}");
+    Err(Error::limit("invalid_config", key, detail, limit, value))
+}

@@ -1,0 +1,172 @@
+//! What operators see: log lines on standard error, metrics in the Prometheus text format.
+//!
+//! Metric names follow Prometheus: base units, `_total` on counters. No label ever holds a viewer, a post or anything else
+//! without a small bound.
+
+use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+use crate::error::{Error, Result};
+
+/// Upper bounds of the histograms' buckets, in seconds: from a poll answered out of memory to a giant post's fan-out.
+const SECONDS_BUCKETS: [f64; 16] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// How often [`upkeep`] runs. Histograms keep every sample until then (or until a scrape), so it bounds their memory.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Starts logging for the whole process. Fails on a filter that cannot be read, and when called twice.
+pub fn init_logging(config: &Log) -> Result<()> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(&config.filter)?).with_writer(io::stderr);
+    let started = match config.format {
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
+        // Colours are on unless NO_COLOR is set; the subscriber looks at it itself. A pipe or a file wants none either.
+        LogFormat::Text if !io::stderr().is_terminal() => builder.with_ansi(false).try_init(),
+        LogFormat::Text => builder.try_init(),
+    };
+    started.map_err(|error| Error::internal("cannot start logging").with_source(error))
+}
+
+fn filter(text: &str) -> Result<EnvFilter> {
+    EnvFilter::builder().parse(text).map_err(|error| {
+        let detail = format!("must be directives such as \"info,fanfold=debug\", is {text:?}");
+        Error::invalid("invalid_config", "log.filter", detail).with_source(error)
+    })
+}
+
+/// Installs the metrics recorder for the whole process, once; later calls give the same handle. Spawns nothing: the
+/// caller runs [`upkeep`].
+pub fn install_metrics() -> PrometheusHandle {
+    METRICS.get_or_init(install_recorder).clone()
+}
+
+fn install_recorder() -> PrometheusHandle {
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)
+        // Fails only on an empty list of buckets.
+        .expect("there are buckets")
+        .build_recorder();
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::warn!("another metrics recorder is installed; this one stays empty");
+    }
+    describe();
+    gauge!("fanfold_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    refresh_process_metrics();
+    handle
+}
+
+/// Keeps the metrics' memory bounded and the process metrics fresh; runs until it is dropped.
+pub async fn upkeep(handle: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        handle.run_upkeep();
+        refresh_process_metrics();
+    }
+}
+
+/// Says what each metric means. The service's own are in the order of the data's flow.
+fn describe() {
+    describe_histogram!(
+        "fanfold_http_request_duration_seconds",
+        Unit::Seconds,
+        "From a request's head to the end of its response, long polls included"
+    );
+    describe_counter!("fanfold_fanout_rows_total", Unit::Count, "Inbox rows handled by fan-out, by result");
+    describe_histogram!(
+        "fanfold_publish_to_visible_seconds",
+        Unit::Seconds,
+        "From a post's commit to its rows and bumps being done, by chunk"
+    );
+    describe_histogram!(
+        "fanfold_fanout_lag_seconds",
+        Unit::Seconds,
+        "How long a task had waited when a worker took it"
+    );
+    describe_gauge!("fanfold_queue_tasks", Unit::Count, "Fan-out tasks waiting, by lane");
+    describe_counter!("fanfold_revision_polls_total", Unit::Count, "Polls answered, by result");
+    describe_counter!(
+        "fanfold_store_reads_total",
+        Unit::Count,
+        "Store reads, by the path that caused them; unchanged polls cause none"
+    );
+    describe_counter!("fanfold_resyncs_total", Unit::Count, "Clients told to read their inbox afresh, by reason");
+    describe_gauge!("fanfold_streams", Unit::Count, "Event streams open now");
+    describe_gauge!("fanfold_build_info", Unit::Count, "Always 1; the label says which version runs");
+    describe_gauge!("process_resident_memory_bytes", Unit::Bytes, "Resident memory");
+    describe_counter!("process_cpu_seconds_total", Unit::Seconds, "User and system CPU time, in whole seconds");
+    describe_gauge!("process_open_fds", Unit::Count, "Open file descriptors");
+}
+
+/// Reads what the kernel knows of this process into the metrics. What cannot be read keeps its last value: a scrape is
+/// not worth failing over it.
+pub fn refresh_process_metrics() {
+    if let Some(bytes) = resident_bytes() {
+        gauge!("process_resident_memory_bytes").set(bytes as f64);
+    }
+    // A counter of the recorder holds whole numbers. Over the minutes that rates are taken of, the fraction is no loss.
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    counter!("process_cpu_seconds_total").absolute(u64::try_from(cpu.tv_sec).unwrap_or(0));
+    if let Some(count) = open_fds() {
+        gauge!("process_open_fds").set(count as f64);
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+fn open_fds() -> Option<u64> {
+    // Since Linux 6.2 the directory's size is the count. Listing it takes milliseconds with many connections.
+    let size = std::fs::metadata("/proc/self/fd").ok()?.len();
+    if size > 0 {
+        return Some(size);
+    }
+    let listed = std::fs::read_dir("/proc/self/fd").ok()?.count() as u64;
+    // Not the one that the listing itself holds open.
+    Some(listed.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_filter_is_told_with_its_key() {
+        for good in ["info", "warn,fanfold=debug", "off"] {
+            filter(good).expect(good);
+        }
+        let error = filter("info,fanfold=loud").expect_err("no such level");
+        assert_eq!((error.code(), error.field()), ("invalid_config", Some("log.filter")));
+        assert!(error.detail().contains("fanfold=loud"), "{error}");
+    }
+
+    #[test]
+    fn metrics_install_once_and_render() {
+        let handle = install_metrics();
+        metrics::histogram!("fanfold_publish_to_visible_seconds").record(0.003);
+        let text = install_metrics().render();
+        for line in [
+            concat!("fanfold_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "# TYPE process_cpu_seconds_total counter",
+            "fanfold_publish_to_visible_seconds_bucket{le=\"0.005\"} 1",
+            "fanfold_publish_to_visible_seconds_bucket{le=\"60\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        handle.run_upkeep();
+        assert!(resident_bytes() > Some(0) && open_fds() > Some(2));
+    }
+}
