@@ -20,5 +20,5 @@ pub mod publish;
 pub mod reader;
 pub mod relay;
 //M pub mod service;
-//M pub mod telemetry;
+pub mod telemetry;
 pub mod withdrawals;

@@ -113,7 +113,9 @@ impl Marker {
         let view = self.reader.view();
         let rows = self.reader.served_rows(&self.store, viewer).await?;
         let open = |row: &&Row| {
-            view.shows(row) && row.marks.has(mark) != value && (row.marks.archived_at.is_none() || mark == Mark::Archived)
+            view.shows(row)
+                && row.marks.has(mark) != value
+                && (row.marks.archived_at.is_none() || mark == Mark::Archived)
         };
         let candidates: Vec<Row> = rows.iter().filter(open).copied().collect();
         let unfinished = self.unfinished(&candidates).await?;

@@ -183,7 +183,8 @@ impl Relay {
             return Verdict::Settle(Settled::Done(*entry));
         }
         // What was queued before this process started is gone with the old one: no reason to wait.
-        let first_due = if entry.since < self.started { entry.since } else { entry.since.after(self.limits.redrive_after) };
+        let first_due =
+            if entry.since < self.started { entry.since } else { entry.since.after(self.limits.redrive_after) };
         let drive = self.drives.get(&(entry.post_id, entry.version));
         let has_place = drive.is_some() || self.drives.len() < DRIVES_MAX;
         let due = drive.map_or(first_due, |drive| drive.due);

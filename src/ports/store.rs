@@ -198,11 +198,7 @@ pub trait Store {
     fn chunk(&self, id: PostId, no: u32) -> impl Future<Output = Result<Option<Chunk>>> + Send;
 
     /// How far the chunks with these numbers have come.
-    fn chunk_states(
-        &self,
-        id: PostId,
-        numbers: Range<u32>,
-    ) -> impl Future<Output = Result<Vec<ChunkState>>> + Send;
+    fn chunk_states(&self, id: PostId, numbers: Range<u32>) -> impl Future<Output = Result<Vec<ChunkState>>> + Send;
 
     /// Writes the rows of `viewers` for `post`, unless the post has moved on. A row never goes back to an older
     /// version, and marks are left as they are.

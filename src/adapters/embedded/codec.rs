@@ -243,11 +243,7 @@ pub fn encode_holder(holder: &KeyHolder) -> Vec<u8> {
 pub fn decode_holder(bytes: &[u8]) -> Result<KeyHolder> {
     fn read(bytes: &[u8]) -> Option<KeyHolder> {
         let mut r = Reader::new(bytes)?;
-        Some(KeyHolder {
-            fingerprint: r.array()?,
-            post_id: PostId::from_bytes(r.array()?),
-            chunk_size: r.u32()?,
-        })
+        Some(KeyHolder { fingerprint: r.array()?, post_id: PostId::from_bytes(r.array()?), chunk_size: r.u32()? })
     }
     read(bytes).ok_or_else(|| corrupt("an idempotency key"))
 }
@@ -289,7 +285,10 @@ mod tests {
         assert_eq!(decode_marks(&encode_marks(&marks)).expect("whole"), marks);
         let state = ChunkState { done: Some(Done { version: 2, fence: 9 }), rows_version: Some(1), parked: true };
         assert_eq!(decode_chunk_state(&encode_chunk_state(state)).expect("whole"), state);
-        assert_eq!(decode_chunk_state(&encode_chunk_state(ChunkState::default())).expect("whole"), ChunkState::default());
+        assert_eq!(
+            decode_chunk_state(&encode_chunk_state(ChunkState::default())).expect("whole"),
+            ChunkState::default()
+        );
         let row = decode_row(post().id, &encode_row(2, true, Some(Time::MAX))).expect("whole");
         assert_eq!((row.version, row.deleted, row.expires_at), (2, true, Some(Time::MAX)));
         assert!(decode_row(post().id, &[9]).is_err(), "a form of a later release");

@@ -163,7 +163,11 @@ impl std::fmt::Debug for Box<dyn Job> {
 impl Committer {
     /// Starts the thread; it ends when the handle is dropped, after all that was submitted. Pending entries are given
     /// times after `last_pending`.
-    pub fn start(database: Database, limits: CommitLimits, last_pending: Time) -> Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(
+        database: Database,
+        limits: CommitLimits,
+        last_pending: Time,
+    ) -> Result<(Self, std::thread::JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(limits.jobs_max);
         let failed = Arc::new(AtomicBool::new(false));
         let thread_failed = Arc::clone(&failed);
@@ -209,7 +213,8 @@ struct Thread {
 impl Thread {
     fn run(mut self) {
         while let Some(first) = self.queue.blocking_recv() {
-            let mut group = Group { writes: Vec::new(), tracked: HashMap::new(), bytes: 0, last_pending: self.last_pending };
+            let mut group =
+                Group { writes: Vec::new(), tracked: HashMap::new(), bytes: 0, last_pending: self.last_pending };
             let mut jobs = Vec::new();
             let mut next = Some(first);
             while let Some(mut job) = next {

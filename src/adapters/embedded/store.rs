@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable as _, Slice};
 
+use super::Folder;
 use super::codec::*;
 use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
 use super::keys::{self, InboxPart};
 use super::reads::Reads;
 use super::sweep::{IdAt, Sweep};
-use super::Folder;
 use crate::clock::Clock;
 use crate::domain::*;
 use crate::error::{Error, Result};
@@ -244,8 +244,7 @@ impl Store for EmbeddedStore {
     async fn claim_key(&self, claim: &KeyClaim) -> Result<KeyHolder> {
         let alive_after = self.shared.options.clock.now().before(self.shared.options.idempotency_ttl);
         let key = keys::idempotency(&claim.producer, &claim.key);
-        let mine =
-            KeyHolder { fingerprint: claim.fingerprint, post_id: claim.post_id, chunk_size: claim.chunk_size };
+        let mine = KeyHolder { fingerprint: claim.fingerprint, post_id: claim.post_id, chunk_size: claim.chunk_size };
         self.commit(Durability::Synced, move |tables, group| {
             if let Some(bytes) = group.get(&tables.keys, &key)? {
                 let holder = decode_holder(&bytes)?;
@@ -268,8 +267,7 @@ impl Store for EmbeddedStore {
 
     async fn create_post(&self, post: &Post, chunks: &[Chunk]) -> Result<()> {
         let (post, bytes, now) = (post.clone(), encode_post(post), self.shared.options.clock.now());
-        let chunks: Vec<_> =
-            chunks.iter().map(|c| (keys::chunk(post.id, c.no), encode_viewers(&c.viewers))).collect();
+        let chunks: Vec<_> = chunks.iter().map(|c| (keys::chunk(post.id, c.no), encode_viewers(&c.viewers))).collect();
         self.commit(Durability::Synced, move |tables, group| {
             if group.get(&tables.posts, post.id.as_bytes())?.is_some() {
                 return Ok(());
@@ -444,7 +442,8 @@ impl Store for EmbeddedStore {
             let mut page = PendingPage::default();
             for entry in shared.database.snapshot().range(&shared.tables.pending, from..) {
                 let key = entry.key().map_err(store_error)?;
-                let entry = keys::split_pending(&key).ok_or_else(|| Error::internal("a pending key of unknown form"))?;
+                let entry =
+                    keys::split_pending(&key).ok_or_else(|| Error::internal("a pending key of unknown form"))?;
                 if page.entries.len() == limit as usize {
                     page.next = Some(entry);
                     break;
