@@ -1,0 +1,100 @@
+//! The embedded adapters under the suites.
+
+use std::time::Duration;
+
+use fanfold::adapters::embedded::{
+    EmbeddedQueue, EmbeddedRevisions, EmbeddedStore, Folder, RevisionLimits, StoreOptions,
+};
+use fanfold::clock::Clock;
+use fanfold::domain::Fence;
+use tempfile::TempDir;
+
+use crate::START;
+
+/// A store in a folder of its own, with the clock it goes by.
+pub struct OpenStore {
+    pub store: EmbeddedStore,
+    pub clock: Clock,
+    dir: TempDir,
+}
+
+impl OpenStore {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let clock = Clock::manual(START);
+        Self { store: open(&dir, &clock), clock, dir }
+    }
+
+    /// Closes the store and opens it again, as a restart does.
+    pub async fn reopen(self) -> Self {
+        let Self { store, clock, dir } = self;
+        drop(store);
+        Self { store: open(&dir, &clock), clock, dir }
+    }
+}
+
+fn open(dir: &TempDir, clock: &Clock) -> EmbeddedStore {
+    let options = StoreOptions {
+        cache_bytes: 1 << 20,
+        memtable_bytes: 1 << 20,
+        journal_bytes_max: 64 << 20,
+        commit_jobs_max: 64,
+        commit_bytes_max: 1 << 20,
+        free_bytes_min: 0,
+        inbox_ttl: Duration::from_secs(30 * 24 * 3600),
+        idempotency_ttl: Duration::from_secs(24 * 3600),
+        clock: clock.clone(),
+    };
+    EmbeddedStore::open(Folder::open(dir.path()).expect("the folder is free"), options).expect("the store opens")
+}
+
+pub async fn queue(tasks_max: usize) -> EmbeddedQueue {
+    EmbeddedQueue::new(tasks_max)
+}
+
+pub async fn revisions(records_max: usize) -> EmbeddedRevisions {
+    let fence = Fence { seq: 1, nonce: rand::random() };
+    EmbeddedRevisions::new(fence, RevisionLimits { records_max, waiters_max: 100 })
+}
+
+crate::store_suite!(store, super::OpenStore::new());
+crate::queue_suite!(queue_suite, super::queue(4));
+crate::revisions_suite!(revisions_suite, super::revisions(1_000));
+
+#[tokio::test]
+async fn what_was_written_survives_a_restart() {
+    use fanfold::domain::{Audience, Done};
+    use fanfold::ports::Store as _;
+
+    let opened = OpenStore::new().await;
+    let audience = Audience::parse("viewers", &["a", "b", "c"], 10).expect("valid");
+    let post = crate::post_at(START, 3);
+    opened.store.create_post(&post, &audience.chunks(2)).await.expect("created");
+    opened.store.write_rows(&post, audience.viewers()).await.expect("written");
+    opened.store.chunk_done(post.id, 0, Done { version: 1, fence: 1 }, true).await.expect("recorded");
+    let first = opened.store.register_fence(7, "x").await.expect("registered");
+    let opened = opened.reopen().await;
+    assert_eq!(opened.store.post(post.id).await.expect("read"), Some(post.clone()));
+    let window = opened.store.window(&audience.viewers()[2], 10).await.expect("read");
+    assert_eq!(window.rows.iter().map(|row| row.post_id).collect::<Vec<_>>(), [post.id]);
+    assert!(opened.store.chunk_states(post.id, 0..2).await.expect("read")[0].is_done(1, 1));
+    let pending = opened.store.pending(None, 10).await.expect("read").entries;
+    assert_eq!(pending.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [post.id]);
+    assert_eq!(opened.store.newest_fence().await.expect("read"), Some(first));
+}
+
+#[tokio::test]
+async fn a_clock_set_back_over_a_restart_keeps_pending_entries_in_order() {
+    use fanfold::ports::Store as _;
+
+    let opened = OpenStore::new().await;
+    let early = crate::post_at(START, 1);
+    let chunk = |n: &str| fanfold::domain::Audience::parse("viewers", &[n], 10).expect("valid").chunks(2);
+    opened.store.create_post(&early, &chunk("a")).await.expect("created");
+    let opened = opened.reopen().await;
+    opened.clock.set(START.before(Duration::from_secs(3600)));
+    let late = crate::post_at(START, 1);
+    opened.store.create_post(&late, &chunk("b")).await.expect("created");
+    let pending = opened.store.pending(None, 10).await.expect("read").entries;
+    assert_eq!(pending.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [early.id, late.id]);
+}

@@ -1,0 +1,43 @@
+//! One suite a port: what any adapter must do, run against every adapter there is.
+
+mod embedded;
+mod queue;
+mod revisions;
+mod store;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fanfold::domain::{Post, PostId, PostState, ProducerId, Time, ViewerId};
+
+/// An instant all tests start at: 2026-01-01T00:00:00Z.
+pub const START: Time = Time::from_millis(1_767_225_600_000);
+
+/// A viewer nobody else uses, so that suites can share a server.
+pub fn viewer(name: &str) -> ViewerId {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    ViewerId::parse("viewer", &format!("{name}-{}-{n}", rand::random::<u64>())).expect("a valid viewer id")
+}
+
+/// A fresh post for `audience_size` viewers, published `at`.
+pub fn post_at(at: Time, audience_size: u32) -> Post {
+    Post {
+        id: PostId::new(at, rand::random()),
+        producer: ProducerId::local(),
+        kind: "story.posted".into(),
+        actor: Some("ana".into()),
+        data: r#"{"title":"Dawn"}"#.into(),
+        thread_key: Some("s1".into()),
+        version: 1,
+        state: PostState::Live,
+        ts: at.micros(),
+        expires_at: None,
+        audience_size,
+        chunk_size: 2,
+    }
+}
+
+/// The next version of a post.
+pub fn next_version(post: &Post) -> Post {
+    Post { version: post.version + 1, ts: post.ts + 1, ..post.clone() }
+}
