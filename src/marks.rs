@@ -136,7 +136,8 @@ impl Marker {
         Ok(candidates.iter().map(|row| row.post_id).filter(was_there).collect())
     }
 
-    /// Which of `rows` belong to posts whose fan-out at that version is not complete.
+    /// Which of `rows` belong to posts that have not been fanned out to everybody yet, at whatever version: these may
+    /// have arrived without their bump. An edit is no arrival.
     async fn unfinished(&self, rows: &[Row]) -> Result<HashSet<PostId>> {
         let ids: Vec<PostId> = rows.iter().map(|row| row.post_id).collect();
         let posts = self.store.posts(&ids).await?;
@@ -144,7 +145,7 @@ impl Marker {
         for (row, post) in rows.iter().zip(posts) {
             let Some(post) = post else { continue };
             let states = self.store.chunk_states(post.id, 0..post.chunk_count()).await?;
-            if !states.iter().all(|state| state.done.is_some_and(|done| done.version >= row.version)) {
+            if states.iter().any(|state| state.done.is_none()) {
                 unfinished.insert(row.post_id);
             }
         }

@@ -64,12 +64,13 @@ impl Post {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
-    /// Whether this version, once committed, hides the post from readers before its rows say so: a retract at once, an
-    /// edit when its expiry comes. Such a version is a [`Withdrawal`] until its fan-out is complete.
+    /// What readers must know of this version before its rows say so: a retract hides at once, an edit when its expiry
+    /// comes (which may be never: that too must be known, lest an older edit's expiry still counts). `None` for a new
+    /// post, whose rows say all.
     pub fn withdrawal(&self) -> Option<Withdrawal> {
         let hidden_from = match self.state {
             PostState::Retracted => Time::ZERO,
-            PostState::Live if self.version > 1 => self.expires_at?,
+            PostState::Live if self.version > 1 => self.expires_at.unwrap_or(Time::MAX),
             PostState::Live => return None,
         };
         Some(Withdrawal { post_id: self.id, version: self.version, hidden_from })
@@ -83,6 +84,6 @@ pub struct Withdrawal {
     pub post_id: PostId,
     /// The version that hides it; a newer one replaces this, fan-out at this version or later settles it.
     pub version: u32,
-    /// From when on it is hidden.
+    /// From when on it is hidden; [`Time::MAX`] for never.
     pub hidden_from: Time,
 }

@@ -27,7 +27,7 @@ macro_rules! store_suite {
                 marks_at_once_all_count,
                 pending_entries_are_paged_oldest_first_until_settled,
                 the_first_claim_of_a_key_wins_until_it_expires,
-                withdrawals_are_pending_posts_that_hide,
+                withdrawals_are_pending_changes,
                 fences_count_up,
             );
         }
@@ -284,21 +284,22 @@ pub async fn the_first_claim_of_a_key_wins_until_it_expires(store: &impl Store, 
     assert_eq!(store.claim_key(&claim(&shop, later, 8)).await.expect("claimed").fingerprint, [8; 32]);
 }
 
-pub async fn withdrawals_are_pending_posts_that_hide(store: &impl Store, _: &Clock) {
-    let posts: Vec<Post> = (0..3).map(|_| post_at(START, 1)).collect();
+pub async fn withdrawals_are_pending_changes(store: &impl Store, _: &Clock) {
+    let posts: Vec<Post> = (0..4).map(|_| post_at(START, 1)).collect();
     for post in &posts {
         create(store, post, &[viewer("a")]).await;
     }
+    let edited = next_version(&posts[3]);
     let retracted = Post { state: PostState::Retracted, ..next_version(&posts[1]) };
     let shortened = Post { expires_at: Some(START.after(Duration::from_secs(9))), ..next_version(&posts[2]) };
-    for changed in [&retracted, &shortened] {
+    for changed in [&retracted, &shortened, &edited] {
         assert_eq!(store.change_post(1, changed).await.expect("changed"), Changed::Applied);
     }
     let mine = |w: &Withdrawal| posts.iter().any(|post| post.id == w.post_id);
     let mut withdrawals: Vec<_> = store.withdrawals().await.expect("read").into_iter().filter(mine).collect();
     withdrawals.sort_by_key(|w| (w.hidden_from, w.version));
     withdrawals.dedup();
-    let expected = [retracted.withdrawal().expect("hides"), shortened.withdrawal().expect("hides")];
+    let expected = [&retracted, &shortened, &edited].map(|post| post.withdrawal().expect("a change"));
     assert_eq!(withdrawals, expected);
 }
 

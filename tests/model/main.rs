@@ -1,0 +1,41 @@
+//! Random histories against a simple model: whatever happens in whatever order, equal tokens mean nothing changed,
+//! deltas and pages are exact, marks skip nothing, counts agree with rows.
+
+mod client;
+mod model;
+mod ops;
+mod world;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use ops::Op;
+use world::World;
+
+fn check(cases: u32, ops: impl Strategy<Value = Vec<Op>>) {
+    let config = Config { cases, max_shrink_iters: 2_000, failure_persistence: None, ..Config::default() };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let outcome = TestRunner::new(config).run(&ops, |ops| {
+        runtime.block_on(async {
+            let mut world = World::new().await;
+            for op in &ops {
+                world.apply(op).await?;
+            }
+            world.settle().await
+        })
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn any_history_keeps_the_promises() {
+    check(96, prop::collection::vec(ops::any_op(), 1..80));
+}
+
+#[test]
+fn histories_of_changes_to_few_posts_keep_the_promises() {
+    check(64, prop::collection::vec(ops::busy_op(), 20..120));
+}

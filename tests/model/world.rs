@@ -1,0 +1,469 @@
+//! The service without HTTP: real adapters, real use cases, every fan-out task run by hand, beside the model.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fanfold::adapters::embedded::*;
+use fanfold::adapters::{Queue, Revisions, Store};
+use fanfold::clock::Clock;
+use fanfold::domain::*;
+use fanfold::error::Kind;
+use fanfold::fanout::{Fanout, Outcome};
+use fanfold::marks::{MarkOutcome, Marker, Target};
+use fanfold::ports::{Path, Queue as _, Store as _};
+use fanfold::publish::{Draft, Edit, Expiry, PublishLimits, Publisher};
+use fanfold::reader::{Page, Poll, ReadLimits, Reader};
+use fanfold::relay::{Relay, RelayLimits};
+use fanfold::withdrawals::Withdrawals;
+use proptest::test_runner::TestCaseError;
+
+use crate::client::{Client, Walk, known};
+use crate::model::{INBOX_TTL, ITEMS_MAX, Model};
+use crate::ops::Op;
+
+const VIEWERS: [&str; 4] = ["ana", "ben", "cleo", "dora"];
+const CLIENTS: usize = 6;
+
+pub struct World {
+    service: Option<Service>,
+    clock: Clock,
+    model: Model,
+    posts: Vec<PostId>,
+    waiting: Vec<Task>,
+    ran: Vec<Task>,
+    clients: Vec<Client>,
+    dir: tempfile::TempDir,
+}
+
+struct Service {
+    store: Store,
+    queue: Queue,
+    revisions: EmbeddedRevisions,
+    publisher: Publisher,
+    reader: Reader,
+    marker: Marker,
+    fanout: Fanout,
+    relay: Relay,
+}
+
+type Check = Result<(), TestCaseError>;
+
+fn viewer(n: usize) -> ViewerId {
+    ViewerId::parse("viewer", VIEWERS[n % VIEWERS.len()]).expect("valid")
+}
+
+impl Service {
+    async fn start(dir: &std::path::Path, clock: &Clock) -> Self {
+        let options = StoreOptions {
+            cache_bytes: 1 << 20,
+            memtable_bytes: 1 << 20,
+            journal_bytes_max: 64 << 20,
+            commit_jobs_max: 64,
+            commit_bytes_max: 1 << 20,
+            free_bytes_min: 0,
+            inbox_ttl: INBOX_TTL,
+            idempotency_ttl: Duration::from_secs(86_400),
+            clock: clock.clone(),
+        };
+        let folder = Folder::open(dir).expect("the folder is free");
+        let store = Store::Embedded(EmbeddedStore::open(folder, options).expect("the store opens"));
+        let fence = store.register_fence(rand::random(), "test").await.expect("registered");
+        let records = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 1_000, waiters_max: 10 });
+        let revisions = Revisions::Embedded(records.clone());
+        let queue = Queue::Embedded(EmbeddedQueue::new(8));
+        let withdrawals = Withdrawals::load(&store).await.expect("loaded");
+        let limits = PublishLimits {
+            data_bytes_max: 1_000,
+            type_bytes_max: 100,
+            thread_key_bytes_max: 100,
+            idempotency_key_bytes_max: 100,
+            lifetime_max: Duration::from_secs(100_000),
+            chunk_size: 2,
+        };
+        let read =
+            ReadLimits { inbox_ttl: INBOX_TTL, items_max: ITEMS_MAX as u32, token_age_max: Duration::from_secs(500) };
+        let (pages, deltas) = (store.for_path(Path::Page), store.for_path(Path::Changes));
+        let reader = Reader::new(pages, deltas, revisions.clone(), withdrawals.clone(), clock.clone(), read, 1 << 20);
+        let relay_limits = RelayLimits {
+            tick: Duration::ZERO,
+            redrive_after: Duration::ZERO,
+            redrive_after_max: Duration::ZERO,
+            garbage_after: Duration::from_secs(1_000_000),
+            scan_max: 1_000,
+        };
+        Self {
+            publisher: Publisher {
+                store: store.clone(),
+                queue: queue.clone(),
+                withdrawals: withdrawals.clone(),
+                clock: clock.clone(),
+                limits,
+            },
+            marker: Marker {
+                store: store.for_path(Path::Mark),
+                revisions: revisions.clone(),
+                reader: reader.clone(),
+                clock: clock.clone(),
+            },
+            fanout: Fanout {
+                store: store.for_path(Path::Fanout),
+                queue: queue.clone(),
+                revisions,
+                clock: clock.clone(),
+                inbox_ttl: INBOX_TTL,
+                attempts_max: 3,
+            },
+            relay: Relay::new(store.for_path(Path::Relay), queue.clone(), withdrawals, clock.clone(), relay_limits),
+            reader,
+            revisions: records,
+            store,
+            queue,
+        }
+    }
+
+    /// Everything the queue holds.
+    async fn drain(&self) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        for lane in Lane::ALL {
+            while self.queue.depth(lane).await.expect("asked") > 0 {
+                let delivery = self.queue.next(lane).await.expect("asked").expect("open");
+                tasks.push(delivery.task.clone());
+                self.queue.ack(delivery).await.expect("acknowledged");
+            }
+        }
+        tasks
+    }
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let clock = Clock::manual(Time::from_millis(1_767_225_600_000));
+        let service = Some(Service::start(dir.path(), &clock).await);
+        let clients = (0..CLIENTS).map(|n| Client::new(viewer(n))).collect();
+        let (model, posts) = (Model::default(), Vec::new());
+        Self { service, clock, model, posts, waiting: Vec::new(), ran: Vec::new(), clients, dir }
+    }
+
+    fn service(&mut self) -> &mut Service {
+        self.service.as_mut().expect("the service is only away inside a restart")
+    }
+
+    fn pick_post(&self, n: u8) -> Option<PostId> {
+        (!self.posts.is_empty()).then(|| self.posts[n as usize % self.posts.len()])
+    }
+
+    pub async fn apply(&mut self, op: &Op) -> Check {
+        match *op {
+            Op::Publish { audience, ttl_s } => self.publish(audience, ttl_s).await,
+            Op::Edit { post, expiry } => self.edit(post, expiry).await?,
+            Op::Retract { post } => self.retract(post).await,
+            Op::Run { task } if !self.waiting.is_empty() => {
+                let task = self.waiting.remove(task as usize % self.waiting.len());
+                self.run(task).await;
+            }
+            Op::Replay { task } if !self.ran.is_empty() => {
+                let mut task = self.ran.remove(task as usize % self.ran.len());
+                task.attempt += 1;
+                self.run(task).await;
+            }
+            Op::Lose { task } if !self.waiting.is_empty() => {
+                self.waiting.remove(task as usize % self.waiting.len());
+            }
+            Op::Run { .. } | Op::Replay { .. } | Op::Lose { .. } => {}
+            Op::Relay => self.relay().await,
+            Op::Advance { seconds } => {
+                self.clock.set(self.clock.now().after(Duration::from_secs(u64::from(seconds))));
+            }
+            Op::Sync { client } => self.sync(client as usize % CLIENTS).await?,
+            Op::Walk { client, limit } => self.walk(client as usize % CLIENTS, u32::from(limit)).await?,
+            Op::MarkOne { client, item, mark, value } => {
+                self.mark_one(client as usize % CLIENTS, item, mark, value).await?;
+            }
+            Op::MarkMany { client, items, mark, value } => {
+                self.mark_many(client as usize % CLIENTS, items, mark, value).await?;
+            }
+            Op::MarkThrough { client, mark } => self.mark_through(client as usize % CLIENTS, mark).await?,
+            Op::Evict { viewer: n } => {
+                let viewer = viewer(n as usize);
+                self.service().revisions.evict(&viewer);
+            }
+            Op::Restart => self.restart().await,
+        }
+        let tasks = self.service().drain().await;
+        self.waiting.extend(tasks);
+        for client in 0..CLIENTS {
+            self.poll(client).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs everything to its end and checks that all clients converge.
+    pub async fn settle(&mut self) -> Check {
+        // Entries written within one tick of the clock are ordered by stepping ahead of it: let it catch up.
+        self.clock.set(self.clock.now().after(Duration::from_secs(1)));
+        for _ in 0..3 {
+            self.relay().await;
+            let tasks = self.service().drain().await;
+            self.waiting.extend(tasks);
+            while let Some(task) = self.waiting.pop() {
+                self.run(task).await;
+            }
+        }
+        self.relay().await;
+        let left = self.service().store.pending(None, 10).await.expect("read");
+        if !left.entries.is_empty() {
+            return Err(TestCaseError::fail(format!("still pending: {left:?}")));
+        }
+        for client in 0..CLIENTS {
+            self.sync(client).await?;
+            let now = self.clock.now();
+            self.clients[client].check_exact(&self.model, now)?;
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, audience: u8, ttl_s: Option<u16>) {
+        let names: Vec<&str> = (0..4).filter(|n| audience >> n & 1 == 1).map(|n| VIEWERS[n]).collect();
+        let audience = Audience::parse("viewers", &names, 10).expect("valid");
+        let draft = Draft {
+            producer: ProducerId::local(),
+            kind: "story.posted".into(),
+            actor: None,
+            data: "{}".into(),
+            thread_key: None,
+            audience: audience.clone(),
+            expiry: ttl_s.map_or(Expiry::Never, |s| Expiry::After(Duration::from_secs(u64::from(s)))),
+            idempotency: None,
+        };
+        let post = self.service().publisher.publish(draft).await.expect("published");
+        self.posts.push(post.id);
+        self.model.audiences.insert(post.id, audience.viewers().to_vec());
+        self.model.posts.insert(post.id, post);
+    }
+
+    async fn edit(&mut self, post: u8, expiry: Option<Option<u16>>) -> Check {
+        let Some(id) = self.pick_post(post) else { return Ok(()) };
+        let now = self.clock.now();
+        let expires_at = expiry.map(|at| at.map(|s| now.after(Duration::from_secs(u64::from(s)))));
+        let edit = Edit { data: Some(format!(r#"{{"at":{}}}"#, now.micros())), expires_at, ..Edit::default() };
+        let known = self.model.posts[&id].clone();
+        match self.service().publisher.edit(&ProducerId::local(), id, Some(known.version), edit).await {
+            Ok(edited) => {
+                if edited.version != known.version + 1 || edited.ts <= known.ts {
+                    return Err(TestCaseError::fail(format!("{known:?} was edited to {edited:?}")));
+                }
+                self.model.posts.insert(id, edited);
+            }
+            Err(error) if error.code() == "post_retracted" && known.state == PostState::Retracted => {}
+            Err(error) => return Err(TestCaseError::fail(format!("an edit failed: {error}"))),
+        }
+        Ok(())
+    }
+
+    async fn retract(&mut self, post: u8) {
+        let Some(id) = self.pick_post(post) else { return };
+        let retracted = self.service().publisher.retract(&ProducerId::local(), id, None).await.expect("retracted");
+        self.model.posts.insert(id, retracted);
+    }
+
+    async fn run(&mut self, task: Task) {
+        let outcome = self.service().fanout.process(&task).await.expect("processed");
+        let now = self.clock.now();
+        let changed = self.model.deliver(task.post_id, &task.chunk.viewers, now);
+        assert!(outcome == Outcome::Done || changed.is_empty(), "{outcome:?} left rows to write");
+        // A chunk that is driven again under a new fence bumps once more: clients read an unchanged post again.
+        if outcome == Outcome::Done {
+            for client in self.clients.iter_mut().filter(|client| task.chunk.viewers.contains(&client.viewer)) {
+                client.touch(task.post_id);
+            }
+        }
+        self.ran.push(task);
+    }
+
+    async fn relay(&mut self) {
+        self.service().relay.pass().await.expect("passed");
+    }
+
+    async fn restart(&mut self) {
+        self.service = None;
+        self.waiting.clear();
+        self.service = Some(Service::start(self.dir.path(), &self.clock).await);
+    }
+
+    /// A poll reads no store, and "unchanged" is true.
+    async fn poll(&mut self, n: usize) -> Check {
+        let (viewer, token, now) = (self.clients[n].viewer.clone(), self.clients[n].token, self.clock.now());
+        let reads = |service: &Service| Path::ALL.map(|path| service.store.reads(path));
+        let before = reads(self.service());
+        let poll = self.service().reader.poll(&viewer, token).await.expect("polled");
+        if reads(self.service()) != before {
+            return Err(TestCaseError::fail("a poll has read the store"));
+        }
+        match poll {
+            Poll::Unchanged => self.clients[n].check_current(&self.model, now),
+            Poll::Changed => Ok(()),
+        }
+    }
+
+    async fn sync(&mut self, n: usize) -> Check {
+        let (viewer, now) = (self.clients[n].viewer.clone(), self.clock.now());
+        let Some(token) = self.clients[n].token else { return self.resync(n).await };
+        match self.service().reader.changes(&viewer, token).await {
+            Ok(None) => self.clients[n].check_current(&self.model, now),
+            Ok(Some(delta)) => {
+                let window: BTreeSet<PostId> = self.model.window(&viewer).into_iter().map(|(id, _)| id).collect();
+                let client = &mut self.clients[n];
+                for item in &delta.upserted {
+                    if !client.touched.contains(&item.post.id) {
+                        return Err(TestCaseError::fail(format!("a delta brings {}, unchanged", item.post.id)));
+                    }
+                    client.take(item);
+                }
+                for id in &delta.removed {
+                    if window.contains(id) && !client.touched.contains(id) {
+                        return Err(TestCaseError::fail(format!("a delta removes {id}, unchanged")));
+                    }
+                    client.items.remove(id);
+                }
+                (client.token, client.counts) = (Some(delta.token), delta.counts);
+                client.touched.clear();
+                // What a delta does not name may still be withdrawn: it may go before its bump.
+                self.clients[n].check_current(&self.model, now)
+            }
+            Err(error) if error.kind() == Kind::Resync => self.resync(n).await,
+            Err(error) => Err(TestCaseError::fail(format!("no delta: {error}"))),
+        }
+    }
+
+    /// Replaces the copy by a whole walk with nothing in between: exactly what is visible.
+    async fn resync(&mut self, n: usize) -> Check {
+        self.clients[n].walk = None;
+        loop {
+            self.walk(n, 2).await?;
+            if self.clients[n].walk.is_none() {
+                break;
+            }
+        }
+        let now = self.clock.now();
+        self.clients[n].check_exact(&self.model, now)
+    }
+
+    async fn walk(&mut self, n: usize, limit: u32) -> Check {
+        let viewer = self.clients[n].viewer.clone();
+        let begun = self.clients[n].walk.take();
+        let page = match &begun {
+            None => self.service().reader.first_page(&viewer, false, limit).await.expect("read"),
+            Some(walk) => self.service().reader.next_page(&viewer, walk.next, limit).await.expect("read"),
+        };
+        let Page { token, items, next, counts, .. } = page;
+        let (mut all, touched) = match begun {
+            None => (Default::default(), BTreeSet::new()),
+            Some(walk) if walk.token != token => {
+                return Err(TestCaseError::fail("a page has another token than its walk"));
+            }
+            Some(walk) => (walk.items, walk.touched),
+        };
+        all.extend(items.iter().map(known));
+        let client = &mut self.clients[n];
+        match next {
+            Some(next) => client.walk = Some(Walk { token, items: all, counts, next, touched }),
+            None => {
+                // The copy is as old as its first page; the counts came with the last one.
+                (client.token, client.items, client.counts, client.touched) = (token, all, counts, touched);
+            }
+        }
+        Ok(())
+    }
+
+    async fn mark_one(&mut self, n: usize, item: u8, mark: Mark, value: bool) -> Check {
+        let (viewer, token) = (self.clients[n].viewer.clone(), self.clients[n].token);
+        let ids: Vec<PostId> = self.clients[n].items.keys().copied().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let id = ids[item as usize % ids.len()];
+        let visible = self.model.visible(&viewer, self.clock.now());
+        match self.service().marker.mark(viewer, id, mark, value, token).await {
+            Ok(outcome) => self.marked(n, &[id], mark, value, outcome),
+            Err(error) if error.code() == "item_not_found" && !visible.contains_key(&id) => Ok(()),
+            Err(error) => Err(TestCaseError::fail(format!("a mark failed: {error}"))),
+        }
+    }
+
+    async fn mark_many(&mut self, n: usize, items: u8, mark: Mark, value: bool) -> Check {
+        let (viewer, token) = (self.clients[n].viewer.clone(), self.clients[n].token);
+        let ids: Vec<PostId> = self.clients[n].items.keys().take(items as usize % 8).copied().collect();
+        let target = Target::Posts(ids.clone());
+        let outcome = self.service().marker.mark_many(viewer, target, mark, value, token).await.expect("marked");
+        let ids = outcome.post_ids.clone();
+        self.marked(n, &ids, mark, value, outcome)
+    }
+
+    async fn mark_through(&mut self, n: usize, mark: Mark) -> Check {
+        let (viewer, now) = (self.clients[n].viewer.clone(), self.clock.now());
+        let Some(token) = self.clients[n].token else { return Ok(()) };
+        let visible = self.model.visible(&viewer, now);
+        let target = Target::Through(token);
+        match self.service().marker.mark_many(viewer, target, mark, true, Some(token)).await {
+            Ok(outcome) => {
+                let ids = outcome.post_ids.clone();
+                for id in &ids {
+                    if !self.clients[n].items.contains_key(id) {
+                        return Err(TestCaseError::fail(format!("{id} was marked, the client had never read it")));
+                    }
+                }
+                let client = &self.clients[n];
+                for (id, known) in client.listed() {
+                    let open = visible.contains_key(&id) && !known.marks.has(mark) && !client.touched.contains(&id);
+                    if open && self.fully_delivered(id) && !ids.contains(&id) {
+                        return Err(TestCaseError::fail(format!("{id} was there and is left unmarked")));
+                    }
+                }
+                self.marked(n, &ids, mark, true, outcome)
+            }
+            Err(error) if error.kind() == Kind::Resync => Ok(()),
+            Err(error) => Err(TestCaseError::fail(format!("marking through a token failed: {error}"))),
+        }
+    }
+
+    /// All of the post's viewers have its rows.
+    fn fully_delivered(&self, id: PostId) -> bool {
+        let has_row = |viewer| self.model.rows.get(viewer).is_some_and(|rows| rows.contains_key(&id));
+        self.model.audiences[&id].iter().all(has_row)
+    }
+
+    /// Carries a mark over to the model and to the client, as the protocol says.
+    fn marked(&mut self, n: usize, ids: &[PostId], mark: Mark, value: bool, outcome: MarkOutcome) -> Check {
+        let (viewer, now) = (self.clients[n].viewer.clone(), self.clock.now());
+        for id in ids {
+            let row = self.model.rows.get_mut(&viewer).and_then(|rows| rows.get_mut(id));
+            let Some(row) = row else { return Err(TestCaseError::fail(format!("{id} was marked without a row"))) };
+            let after = row.marks.with(mark, value, now);
+            if after != row.marks {
+                row.marks = after;
+                for client in self.clients.iter_mut().filter(|client| client.viewer == viewer) {
+                    client.touch(*id);
+                }
+            }
+        }
+        if outcome.counts != self.model.counts(&viewer, now) {
+            return Err(TestCaseError::fail(format!("a mark answers counts {:?}", outcome.counts)));
+        }
+        let client = &mut self.clients[n];
+        if let Some((from, next)) = outcome.moved {
+            if client.token != Some(from) {
+                return Err(TestCaseError::fail("a mark moves another token than the client's"));
+            }
+            for item in &outcome.items {
+                client.take(item);
+            }
+            for (id, known) in client.items.iter_mut().filter(|(id, _)| ids.contains(id)) {
+                known.marks = self.model.rows[&viewer][id].marks;
+            }
+            (client.token, client.counts) = (Some(next), outcome.counts);
+            client.touched.clear();
+        }
+        Ok(())
+    }
+}
