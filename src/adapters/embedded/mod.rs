@@ -10,9 +10,11 @@ mod record_table;
 mod revisions;
 mod store;
 mod sweep;
+mod tables;
 
 pub use folder::Folder;
 pub use queue::EmbeddedQueue;
 pub use reads::Reads;
 pub use revisions::{EmbeddedRevisions, RevisionLimits};
-pub use store::{EmbeddedStore, StoreOptions};
+pub use store::EmbeddedStore;
+pub use tables::StoreOptions;

@@ -3,48 +3,20 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable as _, Slice};
+use fjall::{Database, Keyspace, Readable as _, Slice};
 
 use super::Folder;
 use super::codec::*;
 use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
 use super::keys::{self, InboxPart};
 use super::reads::Reads;
-use super::sweep::{IdAt, Sweep};
-use crate::clock::Clock;
+use super::tables::{StoreOptions, Tables, newest_pending, open_database, open_tables};
 use crate::domain::*;
 use crate::error::{Error, Result};
 use crate::ports::{
     Changed, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten, Settled, Store, Window,
 };
-
-/// Posts and chunks stay this much longer than the rows that point to them.
-const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// How to open the store.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// Block cache, bytes.
-    pub cache_bytes: u64,
-    /// Memtable of each keyspace, bytes.
-    pub memtable_bytes: u64,
-    /// All journals together, bytes.
-    pub journal_bytes_max: u64,
-    /// Jobs in a commit.
-    pub commit_jobs_max: usize,
-    /// Bytes in a commit.
-    pub commit_bytes_max: usize,
-    /// Free bytes under which nothing new is taken.
-    pub free_bytes_min: u64,
-    /// How long rows live.
-    pub inbox_ttl: Duration,
-    /// How long idempotency keys live.
-    pub idempotency_ttl: Duration,
-    /// What time it is.
-    pub clock: Clock,
-}
 
 /// A handle to the store, for reads on behalf of one [`Path`].
 #[derive(Clone)]
@@ -69,17 +41,6 @@ impl std::fmt::Debug for EmbeddedStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EmbeddedStore").field("path", &self.path).finish_non_exhaustive()
     }
-}
-
-#[derive(Clone)]
-struct Tables {
-    posts: Keyspace,
-    chunks: Keyspace,
-    progress: Keyspace,
-    pending: Keyspace,
-    inbox: Keyspace,
-    keys: Keyspace,
-    fences: Keyspace,
 }
 
 impl Drop for Shared {
@@ -182,56 +143,6 @@ impl EmbeddedStore {
         })
         .await
     }
-}
-
-fn open_database(folder: &Folder, options: &StoreOptions) -> Result<Database> {
-    let (clock, row_ttl, key_ttl) = (options.clock.clone(), options.inbox_ttl, options.idempotency_ttl);
-    let sweeps = move |keyspace: &str| {
-        let (id_at, ttl) = match keyspace {
-            "inbox" => (IdAt::InboxKey, row_ttl),
-            "posts" | "chunks" | "progress" => (IdAt::KeyStart, row_ttl + OUTLIVES_ROWS),
-            "keys" => (IdAt::HolderValue, key_ttl),
-            _ => return None,
-        };
-        Some(Sweep { id_at, ttl, clock: clock.clone() }.factory())
-    };
-    Database::builder(folder.store())
-        .cache_size(options.cache_bytes)
-        .max_journaling_size(options.journal_bytes_max)
-        .manual_journal_persist(true)
-        .with_compaction_filter_factories(Arc::new(sweeps))
-        .open()
-        .map_err(|error| match error {
-            fjall::Error::InvalidVersion(_) => {
-                let detail = "the data folder was written by a storage engine that this release does not know";
-                Error::new(crate::error::Kind::Conflict, "data_newer", detail)
-            }
-            error => Error::unavailable("data_unusable", "the store cannot be opened").with_source(error),
-        })
-        .map_err(|error| error.with_field("store.data"))
-}
-
-fn open_tables(database: &Database, options: &StoreOptions) -> Result<Tables> {
-    let open = |name: &str| {
-        let memtable = options.memtable_bytes;
-        let create = || KeyspaceCreateOptions::default().max_memtable_size(memtable).manual_journal_persist(true);
-        database.keyspace(name, create).map_err(store_error)
-    };
-    Ok(Tables {
-        posts: open("posts")?,
-        chunks: open("chunks")?,
-        progress: open("progress")?,
-        pending: open("pending")?,
-        inbox: open("inbox")?,
-        keys: open("keys")?,
-        fences: open("fences")?,
-    })
-}
-
-/// The time of the newest pending entry: later ones must sort behind it even if the clock was set back meanwhile.
-fn newest_pending(tables: &Tables) -> Result<Time> {
-    let newest = tables.pending.last_key_value().map(|entry| entry.key()).transpose().map_err(store_error)?;
-    Ok(newest.and_then(|key| keys::split_pending(&key)).map_or(Time::ZERO, |entry| entry.since))
 }
 
 /// Writes the entry that makes the relay look at `post`.

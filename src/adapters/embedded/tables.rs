@@ -1,0 +1,104 @@
+//! The tables of the embedded store, and how they are opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+
+use super::Folder;
+use super::committer::store_error;
+use super::keys;
+use super::sweep::{IdAt, Sweep};
+use crate::clock::Clock;
+use crate::domain::Time;
+use crate::error::{Error, Kind, Result};
+
+/// Posts and chunks stay this much longer than the rows that point to them.
+const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How to open the store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Block cache, bytes.
+    pub cache_bytes: u64,
+    /// Memtable of each keyspace, bytes.
+    pub memtable_bytes: u64,
+    /// All journals together, bytes.
+    pub journal_bytes_max: u64,
+    /// Jobs in a commit.
+    pub commit_jobs_max: usize,
+    /// Bytes in a commit.
+    pub commit_bytes_max: usize,
+    /// Free bytes under which nothing new is taken.
+    pub free_bytes_min: u64,
+    /// How long rows live.
+    pub inbox_ttl: Duration,
+    /// How long idempotency keys live.
+    pub idempotency_ttl: Duration,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+/// One keyspace for each kind of key.
+#[derive(Clone)]
+pub struct Tables {
+    pub posts: Keyspace,
+    pub chunks: Keyspace,
+    pub progress: Keyspace,
+    pub pending: Keyspace,
+    pub inbox: Keyspace,
+    pub keys: Keyspace,
+    pub fences: Keyspace,
+}
+
+/// Opens the storage engine, recovering what a killed process left.
+pub fn open_database(folder: &Folder, options: &StoreOptions) -> Result<Database> {
+    let (clock, row_ttl, key_ttl) = (options.clock.clone(), options.inbox_ttl, options.idempotency_ttl);
+    let sweeps = move |keyspace: &str| {
+        let (id_at, ttl) = match keyspace {
+            "inbox" => (IdAt::InboxKey, row_ttl),
+            "posts" | "chunks" | "progress" => (IdAt::KeyStart, row_ttl + OUTLIVES_ROWS),
+            "keys" => (IdAt::HolderValue, key_ttl),
+            _ => return None,
+        };
+        Some(Sweep { id_at, ttl, clock: clock.clone() }.factory())
+    };
+    Database::builder(folder.store())
+        .cache_size(options.cache_bytes)
+        .max_journaling_size(options.journal_bytes_max)
+        .manual_journal_persist(true)
+        .with_compaction_filter_factories(Arc::new(sweeps))
+        .open()
+        .map_err(|error| match error {
+            fjall::Error::InvalidVersion(_) => {
+                let detail = "the data folder was written by a storage engine that this release does not know";
+                Error::new(Kind::Conflict, "data_newer", detail)
+            }
+            error => Error::unavailable("data_unusable", "the store cannot be opened").with_source(error),
+        })
+        .map_err(|error| error.with_field("store.data"))
+}
+
+/// Opens the tables, making those that are missing.
+pub fn open_tables(database: &Database, options: &StoreOptions) -> Result<Tables> {
+    let open = |name: &str| {
+        let memtable = options.memtable_bytes;
+        let create = || KeyspaceCreateOptions::default().max_memtable_size(memtable).manual_journal_persist(true);
+        database.keyspace(name, create).map_err(store_error)
+    };
+    Ok(Tables {
+        posts: open("posts")?,
+        chunks: open("chunks")?,
+        progress: open("progress")?,
+        pending: open("pending")?,
+        inbox: open("inbox")?,
+        keys: open("keys")?,
+        fences: open("fences")?,
+    })
+}
+
+/// The time of the newest pending entry: later ones must sort behind it even if the clock was set back meanwhile.
+pub fn newest_pending(tables: &Tables) -> Result<Time> {
+    let newest = tables.pending.last_key_value().map(|entry| entry.key()).transpose().map_err(store_error)?;
+    Ok(newest.and_then(|key| keys::split_pending(&key)).map_or(Time::ZERO, |entry| entry.since))
+}

@@ -1,0 +1,136 @@
+//! Style that can be checked is a test: dependencies point down, files stay readable, nothing is left half done.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LINES_MAX: usize = 500;
+
+/// What the files below a folder (or one file) may name of the crate. Longest match wins.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("src/error.rs", &[]),
+    ("src/clock.rs", &["domain"]),
+    ("src/domain/", &["domain", "error"]),
+    ("src/ports/", &["domain", "error"]),
+    ("src/adapters/", &["adapters", "clock", "domain", "error", "ports"]),
+    ("src/withdrawals.rs", &["adapters", "domain", "error", "ports"]),
+    ("src/publish.rs", &["adapters", "clock", "domain", "error", "ports", "withdrawals"]),
+    ("src/fanout.rs", &["adapters", "clock", "domain", "error", "ports"]),
+    ("src/relay.rs", &["adapters", "clock", "domain", "error", "ports", "withdrawals"]),
+    ("src/reader.rs", &["adapters", "clock", "domain", "error", "ports", "withdrawals"]),
+    ("src/marks.rs", &["adapters", "clock", "domain", "error", "ports", "publish", "reader"]),
+    ("src/config/", &["config", "error"]),
+    ("src/telemetry.rs", &["config", "error"]),
+    (
+        "src/http/",
+        &["clock", "config", "domain", "error", "http", "marks", "ports", "publish", "reader", "service", "telemetry"],
+    ),
+    ("src/cli/", &["cli", "config", "domain", "error", "service", "telemetry"]),
+];
+
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("readable").map(|entry| entry.expect("readable").path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                found.push(entry);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path).display().to_string()
+}
+
+/// The text without its unit tests and comments.
+fn code(text: &str) -> String {
+    let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text);
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules of this crate that a text names: `crate::x` alone or the first names in `crate::{…}`.
+fn named_modules(code: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        if let Some(group) = rest.strip_prefix('{') {
+            names.extend(group.split('}').next().unwrap_or("").split(',').map(|part| word(part.trim())));
+        } else {
+            names.push(word(rest));
+        }
+    }
+    names.retain(|name| name.chars().next().is_some_and(char::is_lowercase));
+    names
+}
+
+#[test]
+fn dependencies_point_down() {
+    let mut wrong = Vec::new();
+    for path in sources("src") {
+        let name = shown(&path);
+        let layer = LAYERS.iter().filter(|(prefix, _)| name.starts_with(prefix)).max_by_key(|(prefix, _)| prefix.len());
+        let Some((_, allowed)) = layer else { continue };
+        let text = fs::read_to_string(&path).expect("readable");
+        for module in named_modules(&code(&text)) {
+            if !allowed.contains(&module.as_str()) {
+                wrong.push(format!("{name} names crate::{module}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_module_has_a_layer() {
+    let free = ["src/lib.rs", "src/main.rs", "src/service.rs"];
+    let known = |name: &str| free.contains(&name) || LAYERS.iter().any(|(prefix, _)| name.starts_with(prefix));
+    let stray: Vec<_> = sources("src").iter().map(|path| shown(path)).filter(|name| !known(name)).collect();
+    assert!(stray.is_empty(), "no layer for {stray:?}");
+}
+
+#[test]
+fn files_stay_readable() {
+    let mut wrong = Vec::new();
+    for path in ["src", "tests", "benches"].iter().filter(|f| Path::new(f).exists()).flat_map(|f| sources(f)) {
+        let text = fs::read_to_string(&path).expect("readable");
+        let (name, lines) = (shown(&path), text.lines().count());
+        if lines > LINES_MAX {
+            wrong.push(format!("{name} has {lines} lines, the bound is {LINES_MAX}"));
+        }
+        if !text.starts_with("//!") {
+            wrong.push(format!("{name} does not begin by saying what it is"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_is_left_half_done() {
+    let unwanted = ["todo!(", "unimplemented!(", "dbg!(", ".unwrap()", "unsafe {", "panic!("];
+    let mut wrong = Vec::new();
+    for path in sources("src") {
+        let text = fs::read_to_string(&path).expect("readable");
+        for (number, line) in code(&text).lines().enumerate() {
+            for word in unwanted.iter().filter(|word| line.contains(**word)) {
+                wrong.push(format!("{}: about line {}: {word}", shown(&path), number + 1));
+            }
+        }
+        for word in ["TO".to_owned() + "DO", "FIX".to_owned() + "ME"] {
+            if text.contains(&word) {
+                wrong.push(format!("{}: {word}", shown(&path)));
+            }
+        }
+    }
+    for path in sources("tests") {
+        let text = fs::read_to_string(&path).expect("readable");
+        if text.contains(&("#[ig".to_owned() + "nore")) {
+            wrong.push(format!("{} leaves a test out", shown(&path)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
