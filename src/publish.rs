@@ -385,7 +385,8 @@ fn unknown_post(id: PostId) -> Error {
     Error::not_found("post_not_found", format!("there is no post {id}"))
 }
 
-fn stale(post: &Post, expected: u32) -> Error {
+/// The error of an edit or retract that expected another version.
+pub(crate) fn stale(post: &Post, expected: u32) -> Error {
     let detail = format!("post {} is at version {}, not {expected}", post.id, post.version);
     Error::new(Kind::Precondition, "version_mismatch", detail).with_field("If-Match")
 }

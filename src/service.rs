@@ -143,7 +143,7 @@ impl Running {
     }
 
     /// Stops accepting, finishes what is in hand within the configured bound, and tells what is left for the next start.
-    pub async fn shutdown(mut self) -> Result<()> {
+    pub async fn shutdown(self) -> Result<()> {
         let grace = self.tasks.grace;
         self.tasks.http.cancel();
         if tokio::time::timeout(grace, self.tasks.server.join_all()).await.is_err() {

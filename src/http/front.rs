@@ -1,0 +1,236 @@
+//! The one layer around every handler: request ids, panics, problems, headers, metrics. One, because each layer costs
+//! every poll.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use futures::FutureExt;
+use hyper::body::Incoming;
+use metrics::{Histogram, histogram};
+use tower::Service as _;
+use tracing::{Instrument, Span, debug_span, info_span};
+
+use super::App;
+use super::poll;
+use super::problem::{Failure, Problem, ProblemBody};
+use super::routes::{METHODS, Route, method_index};
+use crate::error::{Error, Kind};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_POLL_INTERVAL: HeaderName = HeaderName::from_static("x-poll-interval");
+const NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
+const VARY: HeaderValue = HeaderValue::from_static("Authorization, Origin");
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+/// The longest request id that is taken over.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// What log lines and answers call a request.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The client's own, if it is sane, or a fresh one.
+    fn take(headers: &HeaderMap) -> Self {
+        let sane = |value: &&HeaderValue| {
+            (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        if let Some(value) = headers.get(X_REQUEST_ID).filter(sane) {
+            return Self(value.clone());
+        }
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let random: u64 = rand::random();
+        let digits: [u8; 16] = std::array::from_fn(|at| HEX[(random >> (4 * at)) as usize & 15]);
+        Self(HeaderValue::from_bytes(&digits).expect("hexadecimal digits are visible ASCII"))
+    }
+
+    /// The id of a request that the front has given one to.
+    pub(super) fn of(head: &Parts) -> Self {
+        head.extensions.get().cloned().unwrap_or_else(|| Self::take(&head.headers))
+    }
+
+    /// The id as text.
+    pub(super) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// The router, and what is around it.
+#[derive(Debug)]
+pub(super) struct Front {
+    pub app: App,
+    pub router: Router,
+}
+
+impl Front {
+    /// Answers one request, whatever happens.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
+        let _in_flight = self.app.pacer().enter();
+        let route = Route::of(request.uri().path());
+        let method = method_index(request.method());
+        let request_id = RequestId::take(request.headers());
+        let inbox = if route.resyncs() { inbox_path(request.uri().path()) } else { None };
+        let span = span(route, &request, &request_id);
+        let work = AssertUnwindSafe(self.dispatch(route, request, &request_id)).catch_unwind();
+        let mut response = work.instrument(span).await.unwrap_or_else(|panic| panicked(&*panic).into_response());
+        if let Some(Failure(error)) = response.extensions_mut().remove::<Failure>() {
+            self.tell(&mut response, &error, &request_id, inbox);
+        }
+        self.dress(&mut response, route, request_id);
+        durations(route, method, response.status()).record(started.elapsed());
+        response
+    }
+
+    async fn dispatch(&self, route: Route, mut request: Request<Incoming>, request_id: &RequestId) -> Response<Body> {
+        if route == Route::Poll && request.method() == Method::GET {
+            // The router would come to the same handler, by way of a table, a clone of itself and a box.
+            let (head, _) = request.into_parts();
+            return poll::answer(&self.app, &head).await.unwrap_or_else(IntoResponse::into_response);
+        }
+        if route == Route::Batch {
+            request.extensions_mut().insert(request_id.clone());
+        }
+        let Ok(response) = self.router.clone().call(request.map(Body::new)).await;
+        response
+    }
+
+    /// Gives an error its body and the headers that go with its kind.
+    fn tell(&self, response: &mut Response<Body>, error: &Error, request_id: &RequestId, inbox: Option<HeaderValue>) {
+        ProblemBody::new(error, request_id.as_str()).fill(response);
+        let headers = response.headers_mut();
+        if matches!(error.kind(), Kind::Unavailable | Kind::Resync) {
+            headers.insert(header::RETRY_AFTER, self.app.pacer().retry_after(error.retry_after()));
+        }
+        if let Some(inbox) = inbox.filter(|_| error.kind() == Kind::Resync) {
+            headers.insert(header::LOCATION, inbox);
+        }
+    }
+
+    fn dress(&self, response: &mut Response<Body>, route: Route, request_id: RequestId) {
+        let has_body = response.status() != StatusCode::NOT_MODIFIED;
+        let headers = response.headers_mut();
+        headers.insert(X_REQUEST_ID, request_id.0);
+        if route.paced() {
+            headers.insert(X_POLL_INTERVAL, self.app.pacer().interval());
+        }
+        if route.private() {
+            headers.insert(header::CACHE_CONTROL, NO_CACHE);
+            headers.insert(header::VARY, VARY);
+        }
+        if has_body {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        }
+    }
+}
+
+/// The span of a request. Polls are too many for one, unless somebody debugs.
+fn span(route: Route, request: &Request<Incoming>, request_id: &RequestId) -> Span {
+    if route == Route::Poll {
+        return debug_span!("poll", request_id = request_id.as_str(), trace_id = trace_id(request.headers()));
+    }
+    info_span!(
+        "request",
+        method = request.method().as_str(),
+        route = route.template(),
+        request_id = request_id.as_str(),
+        trace_id = trace_id(request.headers()),
+    )
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context), if there is a valid one.
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let mut fields = value.split('-');
+    let (version, trace, parent, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let hex =
+        |text: &str, len: usize| text.len() == len && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+    (valid && trace.bytes().any(|b| b != b'0')).then_some(trace)
+}
+
+/// The inbox that a path under `/v1/viewers/{viewer_id}/` belongs to.
+fn inbox_path(path: &str) -> Option<HeaderValue> {
+    let end = path.match_indices('/').nth(3)?.0;
+    HeaderValue::try_from(format!("{}/inbox", &path[..end])).ok()
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Problem {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Problem(Error::internal(format!("a handler panicked: {}", text.unwrap_or("no message"))))
+}
+
+const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+const SERIES: usize = Route::ALL.len() * METHODS.len() * CLASSES.len();
+
+/// The histogram of a kind of request, looked up once.
+fn durations(route: Route, method: usize, status: StatusCode) -> &'static Histogram {
+    static HISTOGRAMS: [OnceLock<Histogram>; SERIES] = [const { OnceLock::new() }; SERIES];
+    let class = usize::from(status.as_u16() / 100).saturating_sub(2).min(CLASSES.len() - 1);
+    HISTOGRAMS[(route as usize * METHODS.len() + method) * CLASSES.len() + class].get_or_init(|| {
+        histogram!(
+            "fanfold_http_request_duration_seconds",
+            "route" => route.template(), "method" => METHODS[method], "status" => CLASSES[class],
+        )
+    })
+}
+
+/// What hyper calls for every request of a connection.
+pub(super) fn service(
+    front: Arc<Front>,
+) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
+{
+    hyper::service::service_fn(move |request| {
+        let front = Arc::clone(&front);
+        async move { Ok(front.answer(request).await) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value"))])
+    }
+
+    #[test]
+    fn sane_request_ids_are_kept() {
+        for sane in ["a", "019ab0c4-6f80", &"x".repeat(128)] {
+            assert_eq!(RequestId::take(&headers("x-request-id", sane)).as_str(), sane);
+        }
+        for odd in ["", "a b", "ä", &"x".repeat(129)] {
+            assert_eq!(RequestId::take(&headers("x-request-id", odd)).as_str().len(), 16);
+        }
+        let fresh = || RequestId::take(&HeaderMap::new());
+        assert_ne!(fresh().as_str(), fresh().as_str());
+    }
+
+    #[test]
+    fn trace_ids_come_from_valid_parents() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let valid = headers("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
+        assert_eq!(trace_id(&valid), Some(trace));
+        for bad in [
+            "",
+            "00",
+            &format!("ff-{trace}-00f067aa0ba902b7-01"),
+            &format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+        ] {
+            assert_eq!(trace_id(&headers("traceparent", bad)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_resync_points_to_the_inbox() {
+        let of = |path| inbox_path(path).map(|value| value.to_str().expect("ASCII").to_owned());
+        assert_eq!(of("/v1/viewers/a%2Fb/changes").as_deref(), Some("/v1/viewers/a%2Fb/inbox"));
+        assert_eq!(of("/v1/viewers/ben/inbox/marks").as_deref(), Some("/v1/viewers/ben/inbox"));
+    }
+}

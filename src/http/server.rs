@@ -1,0 +1,141 @@
+//! The accept loop: bounded connections, timeouts, and an end in order.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::App;
+use super::front::{self, Front};
+use crate::config::Http;
+use crate::error::Result;
+
+/// How long to leave the listener alone after it failed: running out of descriptors passes, but not at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `shutdown` is cancelled: then no connection is accepted any more, waiting requests are answered at once,
+/// running ones finish. What is still open after `http.shutdown_grace_s`, or when this future is dropped, is cut.
+pub async fn serve(listener: TcpListener, app: App, http: Http, shutdown: CancellationToken) -> Result<()> {
+    let stopping = app.stopping().clone();
+    let server = Arc::new(Server {
+        builder: builder(&http),
+        front: Arc::new(Front { router: app.router(), app }),
+        stop: Stop::default(),
+    });
+    let mut connections = JoinSet::new();
+    accept_all(&listener, &server, &mut connections, http.connections_max, &shutdown).await;
+    drop(listener);
+    stopping.cancel();
+    server.stop.set();
+    let grace = Duration::from_secs(u64::from(http.shutdown_grace_s));
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(grace, finished).await.is_err() {
+        warn!(connections = connections.len(), "connections are cut: the time to finish requests is up");
+    }
+    Ok(())
+}
+
+struct Server {
+    builder: http1::Builder,
+    front: Arc<Front>,
+    stop: Stop,
+}
+
+fn builder(http: &Http) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // Without a timer hyper leaves the timeout out, and says nothing.
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(http.header_read_timeout_ms))
+        .max_buf_size(http.headers_bytes_max as usize)
+        .keep_alive(true);
+    builder
+}
+
+async fn accept_all(
+    listener: &TcpListener,
+    server: &Arc<Server>,
+    connections: &mut JoinSet<()>,
+    connections_max: u32,
+    shutdown: &CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(connections_max as usize));
+    loop {
+        // A place first, then a connection: who finds no place waits in the kernel, not in here.
+        let accepted = async {
+            let permit = Arc::clone(&places).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        match shutdown.run_until_cancelled(accepted).await {
+            None => return,
+            Some((Ok(permit), Ok((stream, peer)))) => {
+                connections.spawn(converse(Arc::clone(server), stream, peer, permit));
+            }
+            Some((_, Err(error))) => refused(&error).await,
+            // The semaphore is never closed.
+            Some((Err(_), _)) => return,
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn refused(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+        debug!(%error, "a connection was gone before it was accepted");
+        return;
+    }
+    warn!(%error, "connections cannot be accepted; trying again shortly");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, %peer, "the connection keeps Nagle's delay");
+    }
+    let service = front::service(Arc::clone(&server.front));
+    let mut connection = pin!(server.builder.serve_connection(TokioIo::new(stream), service));
+    let mut stopped = pin!(server.stop.notify.notified());
+    let (mut listening, mut told) = (false, false);
+    let result = poll_fn(|cx| {
+        // Listening once is enough, since this task has one waker all its life; from then on a look at the flag tells.
+        if !listening {
+            listening = true;
+            let _ = stopped.as_mut().poll(cx);
+        }
+        if !told && server.stop.flag.load(Ordering::Acquire) {
+            told = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = result.await {
+        debug!(%error, %peer, "a connection ended early");
+    }
+}
+
+/// Tells every connection to end after the request in hand. Cheaper to look at than a cancellation token, which takes a
+/// lock each time: connections look whenever they wake.
+#[derive(Debug, Default)]
+struct Stop {
+    flag: AtomicBool,
+    notify: Notify,
+}
+
+impl Stop {
+    fn set(&self) {
+        self.flag.store(true, Ordering::Release);
+        self.notify.notify_waiters();
+    }
+}
