@@ -7,7 +7,7 @@
 //! [`reader`], [`marks`]), those call the [`ports`], and everything speaks the [`domain`]. `ARCHITECTURE.md` has the map.
 
 pub mod adapters;
-//M pub mod cli;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod domain;

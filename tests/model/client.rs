@@ -33,7 +33,6 @@ pub struct Client {
 pub struct Walk {
     pub token: Option<Token>,
     pub items: BTreeMap<PostId, Known>,
-    pub counts: Counts,
     pub next: Cursor,
     pub touched: BTreeSet<PostId>,
 }

@@ -367,7 +367,7 @@ impl World {
         all.extend(items.iter().map(known));
         let client = &mut self.clients[n];
         match next {
-            Some(next) => client.walk = Some(Walk { token, items: all, counts, next, touched }),
+            Some(next) => client.walk = Some(Walk { token, items: all, next, touched }),
             None => {
                 // The copy is as old as its first page; the counts came with the last one.
                 (client.token, client.items, client.counts, client.touched) = (token, all, counts, touched);
