@@ -1,3 +1,5 @@
+//! The binary: everything is in the library, so that tests can reach it.
+
 fn main() -> std::process::ExitCode {
     fanfold::cli::main()
 }

@@ -143,6 +143,9 @@ impl Relay {
     }
 
     async fn look(&mut self, entries: &[Pending], pass: &mut Pass) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
         let mut looked = Vec::with_capacity(entries.len());
         for entry in entries {
             let post = self.store.post(entry.post_id).await?;

@@ -1,3 +1,5 @@
+//! Where values come from, which win, and what is refused.
+
 use std::collections::BTreeSet;
 use std::io::Write;
 
