@@ -20,6 +20,8 @@ const STATUS_LOOK: Duration = Duration::from_millis(100);
 /// Bounds on what a producer sends.
 #[derive(Clone, Copy, Debug)]
 pub struct PublishLimits {
+    /// Bytes of a viewer id; at most what [`crate::domain::ViewerId`] takes.
+    pub viewer_id_bytes_max: u32,
     /// Bytes of the JSON text of `data`.
     pub data_bytes_max: u32,
     /// Bytes of `type`.
@@ -327,6 +329,7 @@ impl Publisher {
         if let Some(key) = &draft.thread_key {
             check_text("thread_key", key, self.limits.thread_key_bytes_max)?;
         }
+        check_viewers(&draft.audience, self.limits.viewer_id_bytes_max)?;
         if let Some(idempotency) = &draft.idempotency {
             check_text("Idempotency-Key", &idempotency.key, self.limits.idempotency_key_bytes_max)
                 .map_err(|e| Error::invalid("invalid_idempotency_key", "Idempotency-Key", e.detail().to_owned()))?;
@@ -405,6 +408,14 @@ fn check_text(field: &str, text: &str, bytes_max: u32) -> Result<()> {
         return Err(Error::invalid("invalid_value", field, detail));
     }
     Ok(())
+}
+
+fn check_viewers(audience: &Audience, bytes_max: u32) -> Result<()> {
+    let too_long = audience.viewers().iter().find(|viewer| viewer.as_str().len() > bytes_max as usize);
+    let Some(viewer) = too_long else { return Ok(()) };
+    let bytes = viewer.as_str().len();
+    let detail = format!("viewer ids must have at most {bytes_max} bytes, {viewer:?} has {bytes}");
+    Err(Error::limit("invalid_viewer_id", "audience.viewers", detail, u64::from(bytes_max), bytes as u64))
 }
 
 fn check_data(data: &str, bytes_max: u32) -> Result<()> {

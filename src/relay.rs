@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use metrics::counter;
+use metrics::{counter, gauge};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
@@ -129,6 +129,8 @@ impl Relay {
             let limit = PAGE.min(self.limits.scan_max);
             let page = self.store.pending(from, limit).await?;
             if self.cursor.is_none() {
+                let oldest = page.entries.first().map(|entry| self.clock.now().since(entry.since));
+                gauge!("fanfold_fanout_lag_seconds").set(oldest.unwrap_or_default().as_secs_f64());
                 self.low_water = page.entries.first().copied().or(self.low_water);
             }
             pass.looked += page.entries.len();

@@ -228,6 +228,7 @@ fn store_options(config: &Config, clock: &Clock) -> StoreOptions {
 fn publish_limits(config: &Config) -> PublishLimits {
     let publish = &config.publish;
     PublishLimits {
+        viewer_id_bytes_max: publish.viewer_id_bytes_max,
         data_bytes_max: publish.data_bytes_max,
         type_bytes_max: publish.type_bytes_max,
         thread_key_bytes_max: publish.thread_key_bytes_max,

@@ -88,10 +88,10 @@ fn describe() {
         Unit::Seconds,
         "From a post's commit to its rows and bumps being done, by chunk"
     );
-    describe_histogram!(
+    describe_gauge!(
         "fanfold_fanout_lag_seconds",
         Unit::Seconds,
-        "How long a task had waited when a worker took it"
+        "Age of the oldest post whose fan-out is not complete, as the relay last saw it"
     );
     describe_gauge!("fanfold_queue_tasks", Unit::Count, "Fan-out tasks waiting, by lane");
     describe_counter!("fanfold_revision_polls_total", Unit::Count, "Polls answered, by result");
@@ -100,8 +100,16 @@ fn describe() {
         Unit::Count,
         "Store reads, by the path that caused them; unchanged polls cause none"
     );
+    describe_counter!("fanfold_posts_total", Unit::Count, "Posts published, edited and retracted, by operation");
+    describe_counter!(
+        "fanfold_queue_overflow_total",
+        Unit::Count,
+        "Tasks that found their lane full and were left to the relay, by lane"
+    );
+    describe_counter!("fanfold_relay_driven_total", Unit::Count, "Tasks that the relay published again");
+    describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");
+    describe_counter!("fanfold_fanout_parked_total", Unit::Count, "Fan-out tasks set aside after too many failures");
     describe_counter!("fanfold_resyncs_total", Unit::Count, "Clients told to read their inbox afresh, by reason");
-    describe_gauge!("fanfold_streams", Unit::Count, "Event streams open now");
     describe_gauge!("fanfold_build_info", Unit::Count, "Always 1; the label says which version runs");
     describe_gauge!("process_resident_memory_bytes", Unit::Bytes, "Resident memory");
     describe_counter!("process_cpu_seconds_total", Unit::Seconds, "User and system CPU time, in whole seconds");

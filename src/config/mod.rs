@@ -51,6 +51,7 @@ pub struct Http {
 #[allow(missing_docs)]
 pub struct Publish {
     pub audience_max: u32,
+    pub viewer_id_bytes_max: u32,
     pub data_bytes_max: u32,
     pub type_bytes_max: u32,
     pub thread_key_bytes_max: u32,

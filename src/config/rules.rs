@@ -43,6 +43,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("http.wait_s_max", whole(0, 300)),
     ("http.shutdown_grace_s", whole(0, 600)),
     ("publish.audience_max", whole(1, 1_000_000)),
+    ("publish.viewer_id_bytes_max", whole(1, 128)),
     ("publish.data_bytes_max", whole(2, 16 * MIB)),
     ("publish.type_bytes_max", whole(1, KIB)),
     ("publish.thread_key_bytes_max", whole(1, KIB)),

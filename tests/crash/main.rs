@@ -1,6 +1,7 @@
 //! The real binary, killed with -9 at random moments under a load, again and again: nothing accepted is lost, nothing
 //! arrives twice, every fan-out is finished, and no client is left with a copy that a poll calls current.
 
+#[path = "../support/process.rs"]
 mod process;
 mod producer;
 mod viewer;
@@ -15,6 +16,10 @@ use viewer::Viewer;
 const KILLS: usize = 24;
 const VIEWERS: usize = 12;
 const PRODUCERS: usize = 4;
+
+/// Small chunks, so that a post has several; a relay that loses no time.
+const SETTINGS: [(&str, &str); 3] =
+    [("FANFOLD_RELAY__REDRIVE_AFTER_MS", "200"), ("FANFOLD_RELAY__TICK_MS", "50"), ("FANFOLD_FANOUT__CHUNK_SIZE", "3")];
 
 /// The names of all viewers.
 fn viewer_names() -> Vec<String> {
@@ -31,7 +36,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_nothing() {
     let mut viewers: Vec<Viewer> = viewer_names().into_iter().map(|name| Viewer::new(name, rng.random())).collect();
 
     for _ in 0..KILLS {
-        let service = Service::start(dir.path()).await;
+        let service = Service::start(dir.path(), &SETTINGS).await;
         let url = service.url();
         let moment = Duration::from_millis(rng.random_range(5..350));
         let kill = async {
@@ -43,7 +48,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_nothing() {
         tokio::join!(kill, producing, viewing);
     }
 
-    let service = Service::start(dir.path()).await;
+    let service = Service::start(dir.path(), &SETTINGS).await;
     let url = service.url();
     for producer in &mut producers {
         producer.finish(&url).await;

@@ -73,6 +73,7 @@ impl Service {
         let queue = Queue::Embedded(EmbeddedQueue::new(8));
         let withdrawals = Withdrawals::load(&store).await.expect("loaded");
         let limits = PublishLimits {
+            viewer_id_bytes_max: 128,
             data_bytes_max: 1_000,
             type_bytes_max: 100,
             thread_key_bytes_max: 100,

@@ -22,8 +22,10 @@ const FREE_SPACE_LOOK: Duration = Duration::from_secs(1);
 /// Whether a job's answer waits for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Synced before the answer.
+    /// Synced before the answer; refused when the disk is nearly full.
     Synced,
+    /// Synced, and taken even when the disk is nearly full: a few bytes without which nothing can be served.
+    Vital,
     /// Handed to the operating system: survives a killed process, not a power cut. For what can be done again.
     Buffered,
 }
@@ -224,7 +226,7 @@ impl Thread {
                 next = if full { None } else { self.queue.try_recv().ok() };
             }
             self.last_pending = group.last_pending;
-            let synced = jobs.iter().any(|job| job.durability() == Durability::Synced);
+            let synced = jobs.iter().any(|job| job.durability() != Durability::Buffered);
             let failure = self.commit(group, synced).err();
             for job in jobs {
                 job.finish(failure.as_ref());
@@ -257,7 +259,7 @@ impl Thread {
         batch.commit().map_err(|error| {
             self.failed.store(true, Ordering::Relaxed);
             tracing::error!(%error, "a commit failed; the store takes no more writes until the service is restarted");
-            let full = matches!(&error, fjall::Error::Io(e) if e.kind() == std::io::ErrorKind::StorageFull);
+            let full = matches!(&error, fjall::Error::Io(e) if is_full(e.kind()));
             Failure { full, text: format!("the store failed and needs a restart: {error}") }
         })
     }
@@ -273,6 +275,11 @@ impl Thread {
         self.free_space = Some((Instant::now(), free));
         free
     }
+}
+
+fn is_full(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, FileTooLarge | QuotaExceeded | StorageFull)
 }
 
 fn storage_full(text: String) -> Error {

@@ -401,7 +401,7 @@ impl Store for EmbeddedStore {
 
     async fn register_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
         let replid = replid.to_owned();
-        self.commit(Durability::Synced, move |tables, group| {
+        self.commit(Durability::Vital, move |tables, group| {
             let newest = tables.fences.last_key_value().map(|entry| entry.key()).transpose().map_err(store_error)?;
             let newest = newest.and_then(|key| key.first_chunk().copied()).map_or(0, u32::from_be_bytes);
             let seq = newest.checked_add(1).ok_or_else(|| Error::internal("the fence registry is used up"))?;

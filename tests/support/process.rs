@@ -1,5 +1,7 @@
 //! The service as a process of its own.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::path::Path;
 use std::process::Stdio;
 
@@ -13,14 +15,26 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the binary on a free port and waits for its banner.
-    pub async fn start(data: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fanfold"))
+    /// Starts the binary on a free port, with `settings` in its environment, and waits for its banner.
+    pub async fn start(data: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
+        command.envs(settings.iter().copied());
+        Self::spawn(command, data).await
+    }
+
+    /// The same, but no file it writes may grow beyond `file_bytes_max`: a write beyond fails, as on a full disk.
+    pub async fn start_limited(data: &Path, file_bytes_max: u64, settings: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("bash");
+        command.envs(settings.iter().copied());
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", file_bytes_max / 1024);
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_fanfold")]);
+        Self::spawn(command, data).await
+    }
+
+    async fn spawn(mut command: Command, data: &Path) -> Self {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data"])
             .arg(data)
-            .env("FANFOLD_RELAY__REDRIVE_AFTER_MS", "200")
-            .env("FANFOLD_RELAY__TICK_MS", "50")
-            .env("FANFOLD_FANOUT__CHUNK_SIZE", "3")
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -40,6 +54,11 @@ impl Service {
     /// Where its API is.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().expect("not poisoned").id().expect("running")
     }
 
     /// Ends it without warning.

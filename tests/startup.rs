@@ -1,0 +1,156 @@
+//! The real binary at the edges of its life: what keeps it from starting, what it says, and how it stops.
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use process::Service;
+use serde_json::{Value, json};
+
+fn serve(data: &Path, args: &[&str], settings: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fanfold"))
+        .args(["serve", "--log", "warn", "--data"])
+        .arg(data)
+        .args(args)
+        .envs(settings.iter().copied())
+        .output()
+        .expect("the binary runs")
+}
+
+/// It ended with `code`, printed nothing to stdout, and said each of `words` on stderr without a panic.
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is missing in: {stderr}");
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = taken.local_addr().expect("bound").to_string();
+    refused(&serve(folder().path(), &["--listen", &addr], &[]), 69, &["http.listen", &addr, "in use"]);
+}
+
+#[test]
+fn an_address_beyond_loopback_needs_the_flag() {
+    let output = serve(folder().path(), &["--listen", "0.0.0.0:0"], &[]);
+    refused(&output, 64, &["0.0.0.0:0", "--insecure-listen-beyond-loopback"]);
+}
+
+#[test]
+fn a_folder_of_a_newer_release_is_left_alone() {
+    let dir = folder();
+    std::fs::write(dir.path().join("FORMAT"), "99\n").expect("written");
+    refused(&serve(dir.path(), &["--listen", "127.0.0.1:0"], &[]), 69, &["store.data", "format 99", "newer release"]);
+    assert!(!dir.path().join("store").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let dir = folder();
+    let file = dir.path().join("a-file");
+    std::fs::write(&file, "").expect("written");
+    refused(&serve(&file, &["--listen", "127.0.0.1:0"], &[]), 69, &["store.data", "a-file", "cannot be created"]);
+}
+
+#[test]
+fn an_unknown_setting_names_the_nearest_one() {
+    let dir = folder();
+    let file = dir.path().join("my.toml");
+    std::fs::write(&file, "[fanout]\nchunk_sise = 5\n").expect("written");
+    let output = serve(dir.path(), &["--config", file.to_str().expect("a path")], &[]);
+    refused(&output, 64, &["fanout.chunk_sise", "fanout.chunk_size"]);
+    let output = serve(dir.path(), &[], &[("FANFOLD_FANOUT__CHUNK_SISE", "5")]);
+    refused(&output, 64, &["FANFOLD_FANOUT__CHUNK_SISE", "FANFOLD_FANOUT__CHUNK_SIZE"]);
+    let output = serve(dir.path(), &[], &[("FANFOLD_FANOUT__CHUNK_SIZE", "0")]);
+    refused(&output, 64, &["fanout.chunk_size", "1"]);
+}
+
+#[tokio::test]
+async fn a_folder_in_use_is_refused_and_its_holder_named() {
+    let dir = folder();
+    let service = Service::start(dir.path(), &[]).await;
+    let output = serve(dir.path(), &["--listen", "127.0.0.1:0"], &[]);
+    refused(&output, 69, &["store.data", "in use by another process", &service.pid().to_string()]);
+    service.stop().await;
+}
+
+async fn publish(client: &reqwest::Client, service: &Service, posts: &[Value]) -> Vec<Value> {
+    let body = json!({ "posts": posts });
+    let answer = client.post(format!("{}/v1/posts/batch", service.url())).json(&body).send().await.expect("answered");
+    assert_eq!(answer.status(), 200);
+    let answer: Value = answer.json().await.expect("json");
+    answer["results"].as_array().expect("a list").clone()
+}
+
+async fn get(client: &reqwest::Client, service: &Service, path: &str) -> (u16, Value) {
+    let answer = client.get(format!("{}{path}", service.url())).send().await.expect("answered");
+    (answer.status().as_u16(), answer.json().await.expect("json"))
+}
+
+#[tokio::test]
+async fn a_disk_that_is_nearly_full_refuses_writes_and_serves_reads() {
+    let dir = folder();
+    let client = reqwest::Client::new();
+    let post = json!({"type": "t", "data": {}, "audience": {"viewers": ["ben"]}});
+    let service = Service::start(dir.path(), &[]).await;
+    let id =
+        publish(&client, &service, &[post.clone()]).await[0]["post"]["post_id"].as_str().expect("an id").to_owned();
+    assert_eq!(get(&client, &service, &format!("/v1/posts/{id}?wait=30")).await.1["fanout"]["status"], "done");
+    service.stop().await;
+
+    let more_than_is_free = [("FANFOLD_STORE__FREE_BYTES_MIN", "1099511627776")];
+    let service = Service::start(dir.path(), &more_than_is_free).await;
+    let refused = publish(&client, &service, &[post]).await;
+    assert_eq!((&refused[0]["status"], &refused[0]["problem"]["code"]), (&json!(507), &json!("storage_full")));
+    let (status, inbox) = get(&client, &service, "/v1/viewers/ben/inbox").await;
+    assert_eq!((status, inbox["items"].as_array().map(Vec::len)), (200, Some(1)));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_is_never_accepted_and_what_was_accepted_stays() {
+    let dir = folder();
+    let client = reqwest::Client::new();
+    // No file may grow beyond 66 MiB. The journal will, with memtables this large; its write fails half way, as on a full
+    // disk.
+    let large_memtables = [("FANFOLD_STORE__MEMTABLE_BYTES", "200000000")];
+    let service = Service::start_limited(dir.path(), 66 << 20, &large_memtables).await;
+    // Random, since the journal compresses.
+    let filler: String = (0..3_700).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+    let post = json!({"type": "t", "data": {"filler": filler}, "audience": {"viewers": ["ben"]}});
+    let (mut accepted, mut failed) = (Vec::new(), None);
+    for _ in 0..40 {
+        for result in publish(&client, &service, &vec![post.clone(); 60]).await {
+            match result["status"].as_u64() {
+                Some(202) => accepted.push(result["post"]["post_id"].as_str().expect("an id").to_owned()),
+                _ => failed = Some(result["problem"].clone()),
+            }
+        }
+        if failed.is_some() {
+            break;
+        }
+    }
+    let problem = failed.expect("the limit was reached");
+    assert!(["storage_full", "store_failed"].contains(&problem["code"].as_str().expect("a code")), "{problem}");
+    let (status, ready) = get(&client, &service, "/readyz").await;
+    assert_eq!((status, &ready["code"]), (503, &json!("not_ready")));
+    service.stop().await;
+
+    let service = Service::start(dir.path(), &[]).await;
+    for id in &accepted {
+        let (status, post) = get(&client, &service, &format!("/v1/posts/{id}?wait=30")).await;
+        assert_eq!((status, &post["fanout"]["status"]), (200, &json!("done")), "{id} was accepted");
+    }
+    service.stop().await;
+}
