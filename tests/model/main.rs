@@ -2,6 +2,8 @@
 //! deltas and pages are exact, marks skip nothing, counts agree with rows.
 
 mod client;
+#[path = "../support/in_process.rs"]
+mod in_process;
 mod model;
 mod ops;
 mod world;

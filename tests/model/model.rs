@@ -1,13 +1,11 @@
 //! What must be so: every row there is, and which of them a viewer may see.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use fanfold::domain::view::Count;
 use fanfold::domain::{Counts, Mark, Marks, Post, PostId, PostState, Time, ViewerId};
 
-pub const INBOX_TTL: Duration = Duration::from_secs(1_000);
-pub const ITEMS_MAX: usize = 6;
+use crate::in_process::{INBOX_TTL, ITEMS_MAX};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelRow {

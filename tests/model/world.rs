@@ -1,24 +1,21 @@
-//! The service without HTTP: real adapters, real use cases, every fan-out task run by hand, beside the model.
+//! The service without HTTP beside the model: every operation happens in both, and every answer is compared.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fanfold::adapters::embedded::*;
-use fanfold::adapters::{Queue, Revisions, Store};
 use fanfold::clock::Clock;
 use fanfold::domain::*;
 use fanfold::error::Kind;
-use fanfold::fanout::{Fanout, Outcome};
-use fanfold::marks::{MarkOutcome, Marker, Target};
-use fanfold::ports::{Path, Queue as _, Store as _};
-use fanfold::publish::{Draft, Edit, Expiry, PublishLimits, Publisher};
-use fanfold::reader::{Page, Poll, ReadLimits, Reader};
-use fanfold::relay::{Relay, RelayLimits};
-use fanfold::withdrawals::Withdrawals;
+use fanfold::fanout::Outcome;
+use fanfold::marks::{MarkOutcome, Target};
+use fanfold::ports::{Path, Store as _};
+use fanfold::publish::{Draft, Edit, Expiry};
+use fanfold::reader::{Page, Poll};
 use proptest::test_runner::TestCaseError;
 
 use crate::client::{Client, Walk, known};
-use crate::model::{INBOX_TTL, ITEMS_MAX, Model};
+use crate::in_process::Service;
+use crate::model::Model;
 use crate::ops::Op;
 
 const VIEWERS: [&str; 4] = ["ana", "ben", "cleo", "dora"];
@@ -35,105 +32,10 @@ pub struct World {
     dir: tempfile::TempDir,
 }
 
-struct Service {
-    store: Store,
-    queue: Queue,
-    revisions: EmbeddedRevisions,
-    publisher: Publisher,
-    reader: Reader,
-    marker: Marker,
-    fanout: Fanout,
-    relay: Relay,
-}
-
 type Check = Result<(), TestCaseError>;
 
 fn viewer(n: usize) -> ViewerId {
     ViewerId::parse("viewer", VIEWERS[n % VIEWERS.len()]).expect("valid")
-}
-
-impl Service {
-    async fn start(dir: &std::path::Path, clock: &Clock) -> Self {
-        let options = StoreOptions {
-            cache_bytes: 1 << 20,
-            memtable_bytes: 1 << 20,
-            journal_bytes_max: 64 << 20,
-            commit_jobs_max: 64,
-            commit_bytes_max: 1 << 20,
-            free_bytes_min: 0,
-            inbox_ttl: INBOX_TTL,
-            idempotency_ttl: Duration::from_secs(86_400),
-            clock: clock.clone(),
-        };
-        let folder = Folder::open(dir).expect("the folder is free");
-        let store = Store::Embedded(EmbeddedStore::open(folder, options).expect("the store opens"));
-        let fence = store.register_fence(rand::random(), "test").await.expect("registered");
-        let records = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 1_000, waiters_max: 10 });
-        let revisions = Revisions::Embedded(records.clone());
-        let queue = Queue::Embedded(EmbeddedQueue::new(8));
-        let withdrawals = Withdrawals::load(&store).await.expect("loaded");
-        let limits = PublishLimits {
-            viewer_id_bytes_max: 128,
-            data_bytes_max: 1_000,
-            type_bytes_max: 100,
-            thread_key_bytes_max: 100,
-            idempotency_key_bytes_max: 100,
-            lifetime_max: Duration::from_secs(100_000),
-            chunk_size: 2,
-        };
-        let read =
-            ReadLimits { inbox_ttl: INBOX_TTL, items_max: ITEMS_MAX as u32, token_age_max: Duration::from_secs(500) };
-        let (pages, deltas) = (store.for_path(Path::Page), store.for_path(Path::Changes));
-        let reader = Reader::new(pages, deltas, revisions.clone(), withdrawals.clone(), clock.clone(), read, 1 << 20);
-        let relay_limits = RelayLimits {
-            tick: Duration::ZERO,
-            redrive_after: Duration::ZERO,
-            redrive_after_max: Duration::ZERO,
-            garbage_after: Duration::from_secs(1_000_000),
-            scan_max: 1_000,
-        };
-        Self {
-            publisher: Publisher {
-                store: store.clone(),
-                queue: queue.clone(),
-                withdrawals: withdrawals.clone(),
-                clock: clock.clone(),
-                limits,
-            },
-            marker: Marker {
-                store: store.for_path(Path::Mark),
-                revisions: revisions.clone(),
-                reader: reader.clone(),
-                clock: clock.clone(),
-            },
-            fanout: Fanout {
-                store: store.for_path(Path::Fanout),
-                queue: queue.clone(),
-                revisions,
-                clock: clock.clone(),
-                inbox_ttl: INBOX_TTL,
-                attempts_max: 3,
-            },
-            relay: Relay::new(store.for_path(Path::Relay), queue.clone(), withdrawals, clock.clone(), relay_limits),
-            reader,
-            revisions: records,
-            store,
-            queue,
-        }
-    }
-
-    /// Everything the queue holds.
-    async fn drain(&self) -> Vec<Task> {
-        let mut tasks = Vec::new();
-        for lane in Lane::ALL {
-            while self.queue.depth(lane).await.expect("asked") > 0 {
-                let delivery = self.queue.next(lane).await.expect("asked").expect("open");
-                tasks.push(delivery.task.clone());
-                self.queue.ack(delivery).await.expect("acknowledged");
-            }
-        }
-        tasks
-    }
 }
 
 impl World {

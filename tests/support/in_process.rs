@@ -1,0 +1,118 @@
+//! The service without HTTP: real embedded adapters and real use cases, every fan-out task run by hand.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::time::Duration;
+
+use fanfold::adapters::embedded::*;
+use fanfold::adapters::{Queue, Revisions, Store};
+use fanfold::clock::Clock;
+use fanfold::domain::{Lane, Task};
+use fanfold::fanout::Fanout;
+use fanfold::marks::Marker;
+use fanfold::ports::{Path, Queue as _, Store as _};
+use fanfold::publish::{PublishLimits, Publisher};
+use fanfold::reader::{ReadLimits, Reader};
+use fanfold::relay::{Relay, RelayLimits};
+use fanfold::withdrawals::Withdrawals;
+
+/// How long rows live here.
+pub const INBOX_TTL: Duration = Duration::from_secs(1_000);
+/// The newest rows that are served here.
+pub const ITEMS_MAX: usize = 6;
+
+/// Adapters and use cases over one data folder.
+pub struct Service {
+    pub store: Store,
+    pub queue: Queue,
+    pub revisions: EmbeddedRevisions,
+    pub publisher: Publisher,
+    pub reader: Reader,
+    pub marker: Marker,
+    pub fanout: Fanout,
+    pub relay: Relay,
+}
+
+impl Service {
+    pub async fn start(dir: &std::path::Path, clock: &Clock) -> Self {
+        let options = StoreOptions {
+            cache_bytes: 1 << 20,
+            memtable_bytes: 1 << 20,
+            journal_bytes_max: 64 << 20,
+            commit_jobs_max: 64,
+            commit_bytes_max: 1 << 20,
+            free_bytes_min: 0,
+            inbox_ttl: INBOX_TTL,
+            idempotency_ttl: Duration::from_secs(86_400),
+            clock: clock.clone(),
+        };
+        let folder = Folder::open(dir).expect("the folder is free");
+        let store = Store::Embedded(EmbeddedStore::open(folder, options).expect("the store opens"));
+        let fence = store.register_fence(rand::random(), "test").await.expect("registered");
+        let records = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 1_000, waiters_max: 10 });
+        let revisions = Revisions::Embedded(records.clone());
+        let queue = Queue::Embedded(EmbeddedQueue::new(8));
+        let withdrawals = Withdrawals::load(&store).await.expect("loaded");
+        let limits = PublishLimits {
+            viewer_id_bytes_max: 128,
+            data_bytes_max: 1_000,
+            type_bytes_max: 100,
+            thread_key_bytes_max: 100,
+            idempotency_key_bytes_max: 100,
+            lifetime_max: Duration::from_secs(100_000),
+            chunk_size: 2,
+        };
+        let read =
+            ReadLimits { inbox_ttl: INBOX_TTL, items_max: ITEMS_MAX as u32, token_age_max: Duration::from_secs(500) };
+        let (pages, deltas) = (store.for_path(Path::Page), store.for_path(Path::Changes));
+        let reader = Reader::new(pages, deltas, revisions.clone(), withdrawals.clone(), clock.clone(), read, 1 << 20);
+        let relay_limits = RelayLimits {
+            tick: Duration::ZERO,
+            redrive_after: Duration::ZERO,
+            redrive_after_max: Duration::ZERO,
+            garbage_after: Duration::from_secs(1_000_000),
+            scan_max: 1_000,
+        };
+        Self {
+            publisher: Publisher {
+                store: store.clone(),
+                queue: queue.clone(),
+                withdrawals: withdrawals.clone(),
+                clock: clock.clone(),
+                limits,
+            },
+            marker: Marker {
+                store: store.for_path(Path::Mark),
+                revisions: revisions.clone(),
+                reader: reader.clone(),
+                clock: clock.clone(),
+            },
+            fanout: Fanout {
+                store: store.for_path(Path::Fanout),
+                queue: queue.clone(),
+                revisions,
+                clock: clock.clone(),
+                inbox_ttl: INBOX_TTL,
+                attempts_max: 3,
+            },
+            relay: Relay::new(store.for_path(Path::Relay), queue.clone(), withdrawals, clock.clone(), relay_limits),
+            reader,
+            revisions: records,
+            store,
+            queue,
+        }
+    }
+
+    /// Everything the queue holds.
+    pub async fn drain(&self) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        for lane in Lane::ALL {
+            while self.queue.depth(lane).await.expect("asked") > 0 {
+                let delivery = self.queue.next(lane).await.expect("asked").expect("open");
+                tasks.push(delivery.task.clone());
+                self.queue.ack(delivery).await.expect("acknowledged");
+            }
+        }
+        tasks
+    }
+}
