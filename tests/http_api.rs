@@ -377,7 +377,7 @@ async fn operators_see_health_metrics_and_the_specification() {
             let known = item.get(method.to_lowercase()).is_some();
             assert_eq!(reply.status != 405, known, "{method} {path}: {reply:?}");
             assert!(known || !reply.header("allow").is_empty(), "{method} {path}");
-            assert!(!reply.text.contains("route_not_found"), "{method} {path}");
+            assert!(!reply.text.contains("problem:route_not_found"), "{method} {path}");
         }
     }
 }

@@ -76,7 +76,6 @@ pub(super) struct ProblemBody {
     value: Option<u64>,
     /// Why the inbox must be read afresh: `fence`, `refresh`, `too_old` or `unknown_revision`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, example = json!(null))]
     reason: Option<String>,
 }
 
