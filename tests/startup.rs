@@ -104,8 +104,10 @@ async fn a_disk_that_is_nearly_full_refuses_writes_and_serves_reads() {
     let client = reqwest::Client::new();
     let post = json!({"type": "t", "data": {}, "audience": {"viewers": ["ben"]}});
     let service = Service::start(dir.path(), &[]).await;
-    let id =
-        publish(&client, &service, &[post.clone()]).await[0]["post"]["post_id"].as_str().expect("an id").to_owned();
+    let id = publish(&client, &service, std::slice::from_ref(&post)).await[0]["post"]["post_id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     assert_eq!(get(&client, &service, &format!("/v1/posts/{id}?wait=30")).await.1["fanout"]["status"], "done");
     service.stop().await;
 
