@@ -80,7 +80,7 @@ async fn what_was_written_survives_a_restart() {
     assert!(opened.store.chunk_states(post.id, 0..2).await.expect("read")[0].is_done(1, 1));
     let pending = opened.store.pending(None, 10).await.expect("read").entries;
     assert_eq!(pending.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [post.id]);
-    assert_eq!(opened.store.newest_fence().await.expect("read"), Some(first));
+    assert_eq!(opened.store.newest_fence().await.expect("read"), Some((first, "x".into())));
 }
 
 #[tokio::test]
