@@ -287,3 +287,23 @@ async fn an_unconfirmed_fence_answers_nothing() {
     }
     assert!(registry.store.newest_fence().await.expect("read").is_some());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_tells_where_the_master_is() {
+    let Some(server) = own_server().await else { return };
+    let sentinel = RedisServer::sentinel(&server).await;
+    let servers = |master: &str| RedisServers::Sentinel {
+        sentinels: vec!["redis://127.0.0.1:1".into(), sentinel.url()],
+        master: master.into(),
+        node: "redis://any".into(),
+    };
+    let registry = OpenStore::new().await;
+    let named = RedisOptions { servers: servers("main"), ..options(&[]) };
+    let revisions = start(named, &registry).await;
+    revisions.open(&viewer("ben")).await.expect("opened");
+
+    let unknown = RedisOptions { servers: servers("other"), ..options(&[]) };
+    let revisions = RedisRevisions::start(unknown, Store::Embedded(registry.store.clone()));
+    let error = revisions.ready(Duration::from_millis(500)).await.expect_err("no such master");
+    assert!(error.detail().contains("no master named other"), "{error}");
+}

@@ -17,10 +17,21 @@ impl RedisServer {
     /// A fresh one.
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
+        let port = free_port();
         let server = Self { child: spawn(&dir, port), port, dir };
+        server.connection().await;
+        server
+    }
+
+    /// A sentinel that watches `master` as "main".
+    pub async fn sentinel(master: &Self) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let port = free_port();
+        let conf = dir.path().join("sentinel.conf");
+        let text = format!("port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n", master.port);
+        std::fs::write(&conf, text).expect("a temporary file");
+        let child = Command::new("redis-server").arg(&conf).arg("--sentinel").stdout(Stdio::null()).spawn();
+        let server = Self { child: child.expect("redis-server is installed"), port, dir };
         server.connection().await;
         server
     }
@@ -80,6 +91,11 @@ impl Drop for RedisServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
 }
 
 fn spawn(dir: &TempDir, port: u16) -> Child {

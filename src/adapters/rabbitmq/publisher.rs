@@ -7,7 +7,8 @@ use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
-use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::topology::{self, cannot, queue_name, within};
 use super::{Pauses, RabbitOptions, codec};
@@ -40,7 +41,7 @@ struct Session {
     /// For questions: a refused one closes its channel.
     asking: Channel,
     rooms: [Mutex<Room>; 2],
-    broken: Notify,
+    broken: CancellationToken,
 }
 
 /// What is known of a lane's room.
@@ -104,8 +105,7 @@ impl Publisher {
         let mut granted = [0; 2];
         for lane in Lane::ALL {
             let wanted = tasks.iter().filter(|task| task.lane == lane).count() as u64;
-            granted[lane as usize] =
-                session.reserve(&self.options, lane, wanted).await.map_err(|e| session.give_up(e))?;
+            granted[lane as usize] = session.run(session.reserve(&self.options, lane, wanted)).await?;
         }
         let fits = |task: &Task| {
             let left = &mut granted[task.lane as usize];
@@ -114,7 +114,7 @@ impl Publisher {
             fits
         };
         tasks.truncate(tasks.iter().take_while(fit(fits)).count());
-        self.publish_all(&session, &tasks).await.map_err(|error| session.give_up(error))
+        session.run(self.publish_all(&session, &tasks)).await
     }
 
     async fn publish_all(&self, session: &Session, tasks: &[Task]) -> Result<usize> {
@@ -177,7 +177,7 @@ impl Publisher {
     /// Messages ready in a lane.
     pub async fn depth(&self, lane: Lane) -> Result<u64> {
         let session = self.session()?;
-        session.ask(&self.options, lane).await.map_err(|error| session.give_up(error))
+        session.run(session.ask(&self.options, lane)).await
     }
 
     /// Messages a lane still takes.
@@ -189,7 +189,7 @@ impl Publisher {
     pub async fn parked(&self) -> Result<u64> {
         let session = self.session()?;
         let queue = topology::parked_name(&self.options);
-        topology::depth(&session.asking, &self.options, queue).await.map_err(|error| session.give_up(error))
+        session.run(topology::depth(&session.asking, &self.options, queue)).await
     }
 }
 
@@ -221,7 +221,7 @@ impl Session {
         let confirms = publishing.confirm_select(ConfirmSelectOptions::default());
         within(options.timeout, "confirm messages", confirms).await?;
         let unknown = || Mutex::new(Room { left: 0, asked: None });
-        Ok(Self { connection, publishing, asking, rooms: [unknown(), unknown()], broken: Notify::new() })
+        Ok(Self { connection, publishing, asking, rooms: [unknown(), unknown()], broken: CancellationToken::new() })
     }
 
     /// Up to `wanted` places in a lane. What the broker told lately is trusted, so that not every publish asks; if
@@ -245,10 +245,22 @@ impl Session {
         topology::depth(&self.asking, options, queue_name(options, lane)).await
     }
 
-    /// After a failure nothing more is expected of this connection.
-    fn give_up(&self, error: Error) -> Error {
-        self.broken.notify_one();
-        error
+    /// The result of a call. If it fails the connection is given up, and with it every other call: not each of them
+    /// has to find out for itself by its timeout. A broker that is out of memory or disk is not given up, it would only
+    /// block the next connection too; calls fail at once until it takes messages again.
+    async fn run<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.connection.status().blocked() {
+            return Err(cannot("the broker takes no messages now: it is short of memory or disk"));
+        }
+        tokio::select! {
+            biased;
+            () = self.broken.cancelled() => Err(cannot("the connection to the broker was lost")),
+            result = call => result.inspect_err(|_| {
+                if !self.connection.status().blocked() {
+                    self.broken.cancel();
+                }
+            }),
+        }
     }
 
     async fn until_broken(&self) {
@@ -257,7 +269,7 @@ impl Session {
             self.connection.status().connected() && channels.iter().all(|channel| channel.status().connected())
         };
         while stands() {
-            if tokio::time::timeout(CHECK_EVERY, self.broken.notified()).await.is_ok() {
+            if tokio::time::timeout(CHECK_EVERY, self.broken.cancelled()).await.is_ok() {
                 return;
             }
         }

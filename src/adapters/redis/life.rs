@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use redis::RedisError;
 use redis::aio::MultiplexedConnection;
+use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 
 use super::bells::Bells;
@@ -30,6 +30,7 @@ pub struct Life {
     replid: String,
     connection: MultiplexedConnection,
     confirm_max: Duration,
+    answer_max: Duration,
     began: Instant,
     /// When the last check that confirmed it was begun, in microseconds after `began`.
     confirmed_us: AtomicU64,
@@ -49,14 +50,15 @@ enum Check {
 
 impl Life {
     /// What was found, under `fence`; not confirmed yet.
-    pub fn new(found: Found, fence: Fence, confirm_max: Duration) -> Self {
+    pub fn new(found: Found, fence: Fence, options: &RedisOptions) -> Self {
         let Found { connection, bells, replid, .. } = found;
         Self {
             fence,
             bells,
             replid,
             connection,
-            confirm_max,
+            confirm_max: options.confirm_max,
+            answer_max: options.response_timeout * 2,
             began: Instant::now(),
             confirmed_us: AtomicU64::new(0),
             ended: AtomicBool::new(false),
@@ -89,8 +91,19 @@ impl Life {
         Some(Revision { nonce: self.fence.nonce, epoch, counter })
     }
 
+    /// The answer to a call. A server that hangs costs its callers a bounded time, however many wait for their turn.
+    pub async fn answer<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<T> {
+        if self.ended.load(Ordering::Acquire) {
+            return Err(cannot("the connection to redis was dropped"));
+        }
+        match tokio::time::timeout(self.answer_max, call).await {
+            Ok(answer) => answer.map_err(|error| self.failed(error)),
+            Err(_) => Err(cannot("redis did not answer in time")),
+        }
+    }
+
     /// What a failed call becomes. One that says something about the connection brings the next check forward.
-    pub fn failed(&self, error: RedisError) -> Error {
+    fn failed(&self, error: RedisError) -> Error {
         let read_only = error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::ReadOnly);
         if read_only || error.is_io_error() {
             self.doubt.notify_one();
@@ -122,20 +135,21 @@ impl Life {
         }
     }
 
-    /// Asks the server for its role and the registry for its newest entry. An error if the life is over.
-    pub async fn check(&self, store: &Store) -> Result<()> {
+    /// Asks the server for its role and the registry for its newest entry, and answers whether both confirm this life.
+    /// An error if it is over.
+    pub async fn check(&self, store: &Store) -> Result<bool> {
         let asked = self.began.elapsed();
         let reason = match self.ask(store).await {
             Check::Confirmed => {
                 let asked = u64::try_from(asked.as_micros()).unwrap_or(u64::MAX);
                 self.confirmed_us.store(asked, Ordering::Release);
-                return Ok(());
+                return Ok(true);
             }
             Check::Over(reason) => return Err(cannot(reason)),
             Check::Unknown(reason) => reason,
         };
         tracing::warn!(reason, "the fence of the revisions cannot be confirmed");
-        Ok(())
+        Ok(false)
     }
 
     async fn ask(&self, store: &Store) -> Check {

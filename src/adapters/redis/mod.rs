@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::bells::{Bells, Woken};
@@ -27,6 +27,9 @@ use crate::ports::{MarkBump, Revisions, Store as _};
 
 /// Records asked for in one MGET: Redis does nothing else meanwhile.
 const READ_RECORDS: usize = 500;
+/// Bump scripts of this process in flight: enough to keep Redis busy. What is beyond would only make the polls behind
+/// it wait, at 0.6 ms a script.
+const BUMP_CALLS: usize = 16;
 /// Between attempts to find a master: doubles from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -89,6 +92,7 @@ struct Inner {
     keys: Keys,
     scripts: Scripts,
     store: Store,
+    bumps: Semaphore,
     current: watch::Sender<Current>,
 }
 
@@ -102,6 +106,7 @@ impl RedisRevisions {
         let inner = Arc::new(Inner {
             keys: Keys::new(&options.key_prefix),
             scripts: Scripts::new(),
+            bumps: Semaphore::new(BUMP_CALLS),
             current: watch::Sender::new(Current(Err("redis was not reached yet".into()))),
             store,
             options,
@@ -165,9 +170,11 @@ impl Inner {
         let loaded = self.scripts.load(&mut found.connection).await;
         loaded.map_err(|error| cannot("redis does not take the scripts").with_source(error))?;
         let address = found.address.clone();
-        let life = Life::new(found, fence, self.options.confirm_max);
+        let life = Life::new(found, fence, &self.options);
         // Asked again: it may have become a replica while the fence was registered.
-        life.check(&self.store).await?;
+        if !life.check(&self.store).await? {
+            return Err(cannot("the fence of the revisions could not be confirmed"));
+        }
         tracing::info!(address, fence = fence.seq, "revisions are available");
         Ok(Arc::new(life))
     }
@@ -191,8 +198,7 @@ impl RedisRevisions {
         let key = self.inner.keys.record(viewer.as_str());
         // Epoch and counter: a poll has no use for the ring.
         let mut get = redis::cmd("GETRANGE");
-        let head: Vec<u8> =
-            get.arg(key).arg(0).arg(15).query_async(&mut life.connection()).await.map_err(|e| life.failed(e))?;
+        let head: Vec<u8> = life.answer(get.arg(key).arg(0).arg(15).query_async(&mut life.connection())).await?;
         life.still_in_force()?;
         Ok(life.revision(&head))
     }
@@ -202,8 +208,7 @@ impl RedisRevisions {
         for viewer in viewers {
             get.arg(self.inner.keys.record(viewer.as_str()));
         }
-        let records: Vec<Option<Vec<u8>>> =
-            get.query_async(&mut life.connection()).await.map_err(|error| life.failed(error))?;
+        let records: Vec<Option<Vec<u8>>> = life.answer(get.query_async(&mut life.connection())).await?;
         Ok(records.iter().map(|record| record.as_deref().and_then(|record| life.revision(record))).collect())
     }
 }
@@ -224,8 +229,7 @@ impl Revisions for RedisRevisions {
         let life = self.life()?;
         let (scripts, keys) = (&self.inner.scripts, &self.inner.keys);
         let ttl_s = self.inner.options.record_ttl.as_secs().max(1);
-        let head = scripts.open(life.connection(), keys, viewer.as_str(), rand::random(), ttl_s).await;
-        let head = head.map_err(|error| life.failed(error))?;
+        let head = life.answer(scripts.open(life.connection(), keys, viewer.as_str(), rand::random(), ttl_s)).await?;
         life.still_in_force()?;
         life.revision(&head).ok_or_else(|| Error::internal("the script gave no head of a record"))
     }
@@ -234,8 +238,7 @@ impl Revisions for RedisRevisions {
         let life = self.life()?;
         let mut get = redis::cmd("GET");
         let get = get.arg(self.inner.keys.record(viewer.as_str()));
-        let bytes: Option<Vec<u8>> =
-            get.query_async(&mut life.connection()).await.map_err(|error| life.failed(error))?;
+        let bytes: Option<Vec<u8>> = life.answer(get.query_async(&mut life.connection())).await?;
         life.still_in_force()?;
         Ok(bytes.and_then(Record::from_bytes).map(|record| (life.fence.nonce, record)))
     }
@@ -245,11 +248,12 @@ impl Revisions for RedisRevisions {
         // number it answers is compared with the newest before anything is taken for done.
         let life = self.life()?;
         let (scripts, keys) = (&self.inner.scripts, &self.inner.keys);
-        let calls = viewers.chunks(BUMP_RECORDS).map(|part| {
+        let calls = viewers.chunks(BUMP_RECORDS).map(async |part| {
+            let _turn = self.inner.bumps.acquire().await.map_err(|_| Error::internal("nobody closes the semaphore"))?;
             let part = part.iter().map(ViewerId::as_str);
-            scripts.bump(life.connection(), keys, part, change)
+            life.answer(scripts.bump(life.connection(), keys, part, change)).await
         });
-        try_join_all(calls).await.map_err(|error| life.failed(error))?;
+        try_join_all(calls).await?;
         Ok(life.fence.seq)
     }
 
@@ -257,8 +261,8 @@ impl Revisions for RedisRevisions {
         let life = self.life()?;
         let (scripts, keys) = (&self.inner.scripts, &self.inner.keys);
         let stamp = crate::domain::revision::MARK_BIT | rand::random::<u32>();
-        let heads = scripts.mark(life.connection(), keys, viewer.as_str(), stamp, posts).await;
-        let (before, after) = heads.map_err(|error| life.failed(error))?.unzip();
+        let heads = life.answer(scripts.mark(life.connection(), keys, viewer.as_str(), stamp, posts)).await?;
+        let (before, after) = heads.unzip();
         let revision = |head: Option<Vec<u8>>| head.and_then(|head| life.revision(&head));
         Ok(MarkBump { before: revision(before), after: revision(after), fence: life.fence.seq })
     }
