@@ -184,6 +184,7 @@ async fn a_broken_connection_comes_back_by_itself() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     way.open.send_replace(false);
     eventually(true, async || queue.publish(vec![task(1)]).await.is_err()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(queue.ack(in_hand).await.is_err(), "its connection is gone, and the task not forgotten");
 
     way.open.send_replace(true);
