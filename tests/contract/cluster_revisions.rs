@@ -286,6 +286,46 @@ async fn an_unconfirmed_fence_answers_nothing() {
     assert!(registry.store.newest_fence().await.expect("read").is_some());
 }
 
+/// Rounds of several waiters, some of them with next to no patience, and one bump: it must wake all that are patient.
+async fn rounds(revisions: RedisRevisions, seed: u64) {
+    let (mut random, viewer) = (StdRng::seed_from_u64(seed), viewer("v"));
+    for _ in 0..60 {
+        let seen = revisions.open(&viewer).await.expect("opened");
+        let change = Change { post_id: PostId::from_bytes(random.random()), version: 1 };
+        let mut after = || Duration::from_micros(random.random_range(0..4_000));
+        let waits: Vec<_> = (0..4).map(|n| (after(), if n < 2 { PATIENCE } else { after() })).collect();
+        let bump_at = after();
+        let waiting = waits.into_iter().map(async |(start, patience)| {
+            tokio::time::sleep(start).await;
+            let began = Instant::now();
+            revisions.changed(&viewer, seen, began + patience).await.expect("waited");
+            assert!(patience < PATIENCE || began.elapsed() < PATIENCE / 2, "a wake-up was missed");
+        });
+        let bump = async {
+            tokio::time::sleep(bump_at).await;
+            revisions.bump(std::slice::from_ref(&viewer), change).await.expect("bumped");
+        };
+        tokio::join!(futures::future::join_all(waiting), bump);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_wake_up_is_missed_while_waiters_come_and_go() {
+    let Some(server) = own_server().await else { return };
+    let registry = OpenStore::new().await;
+    let revisions = start(options(&[server.url()]), &registry).await;
+    let viewers = (0..8).map(|seed| tokio::spawn(rounds(revisions.clone(), seed)));
+    for done in futures::future::join_all(viewers).await {
+        done.expect("no wake-up missed");
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while !server.run::<Vec<String>>("PUBSUB CHANNELS").await.is_empty() {
+        assert!(Instant::now() < deadline, "channels are left subscribed that nobody waits for");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(revisions.waiters(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_tells_where_the_master_is() {
     let Some(server) = own_server().await else { return };

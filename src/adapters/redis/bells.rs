@@ -1,6 +1,6 @@
 //! Wake-ups: who waits for which viewer's record, over one connection's subscriptions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::script::Keys;
 use crate::error::{Error, Result};
 
-/// Channels named in one SUBSCRIBE.
+/// Channels joined and left in one round.
 const SUBSCRIBE_MAX: usize = 500;
 
 /// The bells of one connection. They end with it, and that rings all of them.
@@ -31,7 +31,7 @@ pub struct Bells {
 struct Table {
     bells: HashMap<Arc<str>, Bell>,
     /// Whose subscription may have to change.
-    dirty: Vec<Arc<str>>,
+    dirty: VecDeque<Arc<str>>,
     waiters: usize,
     ended: bool,
 }
@@ -40,6 +40,14 @@ struct Table {
 struct Bell {
     state: watch::Sender<State>,
     waiters: usize,
+    /// The server was told to subscribe, and not since to unsubscribe.
+    told: bool,
+}
+
+impl Bell {
+    fn new() -> Self {
+        Self { state: watch::Sender::new(State { subscribed: false }), waiters: 0, told: false }
+    }
 }
 
 /// What a waiter sees; sent anew at each ring.
@@ -74,14 +82,11 @@ impl Bells {
             return Ok(Waiter { bells: Arc::clone(self), viewer, state, counted: false });
         }
         table.waiters += 1;
-        let bell = table
-            .bells
-            .entry(Arc::clone(&viewer))
-            .or_insert_with(|| Bell { state: watch::channel(State { subscribed: false }).0, waiters: 0 });
+        let bell = table.bells.entry(Arc::clone(&viewer)).or_insert_with(Bell::new);
         bell.waiters += 1;
-        let state = bell.state.subscribe();
-        if !state.borrow().subscribed {
-            table.dirty.push(Arc::clone(&viewer));
+        let (state, told) = (bell.state.subscribe(), bell.told);
+        if !told {
+            table.dirty.push_back(Arc::clone(&viewer));
             self.work.notify_one();
         }
         Ok(Waiter { bells: Arc::clone(self), viewer, state, counted: true })
@@ -128,15 +133,16 @@ impl Bells {
     /// comes while the server is told waits for a new subscription.
     fn changes(&self) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
         let mut table = self.table();
-        let rest = table.dirty.len().saturating_sub(SUBSCRIBE_MAX);
         let (mut join, mut leave) = (Vec::new(), Vec::new());
-        let dirty = table.dirty.split_off(rest);
-        for viewer in dirty {
-            let Some(bell) = table.bells.get(&viewer) else { continue };
-            let subscribed = bell.state.borrow().subscribed;
-            if bell.waiters > 0 && !subscribed {
+        while join.len() + leave.len() < SUBSCRIBE_MAX
+            && let Some(viewer) = table.dirty.pop_front()
+        {
+            let Some(bell) = table.bells.get_mut(&viewer) else { continue };
+            if bell.waiters > 0 && !bell.told {
+                bell.told = true;
                 join.push(viewer);
-            } else if bell.waiters == 0 && subscribed {
+            } else if bell.waiters == 0 && bell.told {
+                bell.told = false;
                 bell.state.send_replace(State { subscribed: false });
                 leave.push(viewer);
             } else if bell.waiters == 0 {
@@ -152,7 +158,7 @@ impl Bells {
             let Some(bell) = table.bells.get(viewer) else { continue };
             bell.state.send_replace(State { subscribed: true });
             if bell.waiters == 0 {
-                table.dirty.push(Arc::clone(viewer));
+                table.dirty.push_back(Arc::clone(viewer));
             }
         }
     }
@@ -233,7 +239,7 @@ impl Drop for Waiter {
         let Some(bell) = table.bells.get_mut(&self.viewer) else { return };
         bell.waiters -= 1;
         if bell.waiters == 0 {
-            table.dirty.push(Arc::clone(&self.viewer));
+            table.dirty.push_back(Arc::clone(&self.viewer));
             self.bells.work.notify_one();
         }
     }
