@@ -158,7 +158,7 @@ impl Relay {
             looked.push((*entry, post, states));
         }
         // After the states: a chunk done under a fence that has since been replaced is not done.
-        let Some(fence) = self.store.newest_fence().await? else { return Ok(()) };
+        let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
             self.seen.insert(entry.post_id);

@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use super::embedded::{EmbeddedQueue, EmbeddedRevisions, EmbeddedStore};
+use super::rabbitmq::RabbitQueue;
+use super::redis::RedisRevisions;
 use crate::domain::*;
 use crate::error::Result;
 use crate::ports::{self, Delivery, KeyClaim, KeyHolder, MarkBump, MarkOrder, Marked, Path};
@@ -20,6 +22,8 @@ pub enum Store {
 pub enum Queue {
     /// In this process.
     Embedded(EmbeddedQueue),
+    /// In RabbitMQ.
+    Rabbit(RabbitQueue),
 }
 
 /// The revisions in use.
@@ -27,6 +31,8 @@ pub enum Queue {
 pub enum Revisions {
     /// In this process.
     Embedded(EmbeddedRevisions),
+    /// In Redis.
+    Redis(RedisRevisions),
 }
 
 impl Store {
@@ -52,18 +58,23 @@ impl Store {
     }
 }
 
+/// Hands each method to whichever of the variants (first, in brackets) it is.
 macro_rules! forward {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $output:ty;)*) => {
+    ($variants:tt $($name:ident($($arg:ident: $type:ty),*) -> $output:ty;)*) => {
         $(async fn $name(&self, $($arg: $type),*) -> $output {
-            match self {
-                Self::Embedded(inner) => inner.$name($($arg),*).await,
-            }
+            forward!(@match $variants self, $name($($arg),*))
         })*
+    };
+    (@match [$($variant:ident)*] $self:ident, $name:ident $args:tt) => {
+        match $self {
+            $(Self::$variant(inner) => inner.$name $args.await,)*
+        }
     };
 }
 
 impl ports::Store for Store {
     forward! {
+        [Embedded]
         claim_key(claim: &KeyClaim) -> Result<KeyHolder>;
         key_holder(producer: &ProducerId, key: &str) -> Result<Option<KeyHolder>>;
         create_post(post: &Post, chunks: &[Chunk]) -> Result<()>;
@@ -84,12 +95,13 @@ impl ports::Store for Store {
         settle(settled: &[Settled]) -> Result<()>;
         withdrawals() -> Result<Vec<Withdrawal>>;
         register_fence(nonce: u64, replid: &str) -> Result<Fence>;
-        newest_fence() -> Result<Option<Fence>>;
+        newest_fence() -> Result<Option<(Fence, String)>>;
     }
 }
 
 impl ports::Queue for Queue {
     forward! {
+        [Embedded Rabbit]
         publish(tasks: Vec<Task>) -> Result<usize>;
         next(lane: Lane) -> Result<Option<Delivery>>;
         ack(delivery: Delivery) -> Result<()>;
@@ -102,6 +114,7 @@ impl ports::Queue for Queue {
 
 impl ports::Revisions for Revisions {
     forward! {
+        [Embedded Redis]
         current(viewer: &ViewerId) -> Result<Option<Revision>>;
         current_many(viewers: &[ViewerId]) -> Result<Vec<Option<Revision>>>;
         open(viewer: &ViewerId) -> Result<Revision>;

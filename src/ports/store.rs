@@ -238,6 +238,6 @@ pub trait Store {
     /// Adds an entry to the fence registry: the next number, this nonce. `replid` tells whose life it is.
     fn register_fence(&self, nonce: u64, replid: &str) -> impl Future<Output = Result<Fence>> + Send;
 
-    /// The newest entry of the fence registry.
-    fn newest_fence(&self) -> impl Future<Output = Result<Option<Fence>>> + Send;
+    /// The newest entry of the fence registry, with the `replid` it was registered for.
+    fn newest_fence(&self) -> impl Future<Output = Result<Option<(Fence, String)>>> + Send;
 }

@@ -48,13 +48,13 @@ fn open(dir: &TempDir, clock: &Clock) -> EmbeddedStore {
     EmbeddedStore::open(Folder::open(dir.path()).expect("the folder is free"), options).expect("the store opens")
 }
 
-pub async fn queue(tasks_max: usize) -> EmbeddedQueue {
-    EmbeddedQueue::new(tasks_max)
+pub async fn queue(tasks_max: usize) -> Option<EmbeddedQueue> {
+    Some(EmbeddedQueue::new(tasks_max))
 }
 
-pub async fn revisions(records_max: usize) -> EmbeddedRevisions {
+pub async fn revisions(records_max: usize) -> Option<(EmbeddedRevisions, ())> {
     let fence = Fence { seq: 1, nonce: rand::random() };
-    EmbeddedRevisions::new(fence, RevisionLimits { records_max, waiters_max: 100 })
+    Some((EmbeddedRevisions::new(fence, RevisionLimits { records_max, waiters_max: 100 }), ()))
 }
 
 crate::store_suite!(store, super::OpenStore::new());
@@ -80,7 +80,7 @@ async fn what_was_written_survives_a_restart() {
     assert!(opened.store.chunk_states(post.id, 0..2).await.expect("read")[0].is_done(1, 1));
     let pending = opened.store.pending(None, 10).await.expect("read").entries;
     assert_eq!(pending.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [post.id]);
-    assert_eq!(opened.store.newest_fence().await.expect("read"), Some(first));
+    assert_eq!(opened.store.newest_fence().await.expect("read"), Some((first, "x".into())));
 }
 
 #[tokio::test]

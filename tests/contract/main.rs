@@ -1,7 +1,10 @@
 //! One suite a port: what any adapter must do, run against every adapter there is.
 
+mod cluster_queue;
+mod cluster_revisions;
 mod embedded;
 mod queue;
+mod redis_server;
 mod revisions;
 mod store;
 
@@ -11,6 +14,15 @@ use fanfold::domain::{Post, PostId, PostState, ProducerId, Time, ViewerId};
 
 /// An instant all tests start at: 2026-01-01T00:00:00Z.
 pub const START: Time = Time::from_millis(1_767_225_600_000);
+
+/// The address of a real server, or `None`, said on standard error, if the tests that need it are to be left out.
+pub fn server(variable: &str) -> Option<String> {
+    let address = std::env::var(variable).ok();
+    if address.is_none() {
+        eprintln!("left out: {variable} is not set (dev/stack starts the servers)");
+    }
+    address
+}
 
 /// A viewer nobody else uses, so that suites can share a server.
 pub fn viewer(name: &str) -> ViewerId {

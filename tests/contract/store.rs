@@ -307,5 +307,5 @@ pub async fn fences_count_up(store: &impl Store, _: &Clock) {
     let first = store.register_fence(rand::random(), "life-1").await.expect("registered");
     let second = store.register_fence(rand::random(), "life-2").await.expect("registered");
     assert!(second.seq > first.seq && second.nonce != first.nonce);
-    assert!(store.newest_fence().await.expect("read").expect("there").seq >= second.seq);
+    assert!(store.newest_fence().await.expect("read").expect("there").0.seq >= second.seq);
 }

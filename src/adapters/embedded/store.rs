@@ -412,12 +412,13 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn newest_fence(&self) -> Result<Option<Fence>> {
+    async fn newest_fence(&self) -> Result<Option<(Fence, String)>> {
         self.shared.reads.count(self.path);
         let newest = self.shared.tables.fences.last_key_value().map(|entry| entry.into_inner());
         let read = |(key, value): (Slice, Slice)| {
-            let (seq, nonce) = (key.first_chunk().copied()?, value.first_chunk().copied()?);
-            Some(Fence { seq: u32::from_be_bytes(seq), nonce: u64::from_be_bytes(nonce) })
+            let (seq, (nonce, replid)) = (key.first_chunk().copied()?, value.split_first_chunk()?);
+            let fence = Fence { seq: u32::from_be_bytes(seq), nonce: u64::from_be_bytes(*nonce) };
+            Some((fence, String::from_utf8(replid.to_vec()).ok()?))
         };
         newest
             .transpose()

@@ -1,0 +1,117 @@
+//! The queues and how to reach them. Declared on every connection: whatever an operator deletes is there again.
+
+use std::time::Duration;
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
+
+use super::RabbitOptions;
+use crate::domain::Lane;
+use crate::error::{Error, Result};
+
+/// Seconds without a sign of life after which a connection counts as broken, unless the URL sets it.
+const HEARTBEAT_S: u16 = 10;
+/// Messages the parked queue keeps; beyond it the oldest go. The relay still knows of every one.
+const PARKED_MAX: i64 = 10_000;
+
+/// The queue of a lane.
+pub fn queue_name(options: &RabbitOptions, lane: Lane) -> ShortString {
+    format!("{}.{}", options.prefix, lane.name()).into()
+}
+
+/// The queue of the messages that no worker could read or survive.
+pub fn parked_name(options: &RabbitOptions) -> ShortString {
+    format!("{}.parked", options.prefix).into()
+}
+
+/// A new connection, named for the broker's list.
+pub async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection> {
+    let mut uri: AMQPUri = options.url.parse().map_err(|reason: String| {
+        // The URL may hold a password: it stays out of the error.
+        Error::invalid("invalid_amqp_url", "rabbitmq.url", "must look like amqp://user:password@host:port/vhost")
+            .with_source(reason)
+    })?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    let name = format!("{} {purpose}", options.prefix);
+    // No automatic recovery: acknowledgements must never reach another connection than their delivery came by.
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let connecting = Connection::connect_uri(uri, properties);
+    within(options.timeout, "connect", connecting).await
+}
+
+/// Declares all queues. Quorum queues: what was confirmed survives the loss of a node.
+pub async fn declare(channel: &Channel, options: &RabbitOptions) -> Result<()> {
+    let mut parked = quorum(PARKED_MAX);
+    parked.insert("x-overflow".into(), text("drop-head"));
+    declare_one(channel, options, parked_name(options), parked).await?;
+    for lane in Lane::ALL {
+        let mut arguments = quorum(i64::try_from(options.tasks_max).unwrap_or(i64::MAX));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(options.deliveries_max)));
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(parked_name(options).as_str()));
+        // A message leaves its lane only when the parked queue has it.
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        declare_one(channel, options, queue_name(options, lane), arguments).await?;
+    }
+    Ok(())
+}
+
+fn quorum(length_max: i64) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(length_max));
+    arguments
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+async fn declare_one(
+    channel: &Channel,
+    options: &RabbitOptions,
+    queue: ShortString,
+    arguments: FieldTable,
+) -> Result<()> {
+    let declared = channel.queue_declare(queue.clone(), QueueDeclareOptions::durable(), arguments);
+    match tokio::time::timeout(options.timeout, declared).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if is_precondition(&error) => Err(Error::unavailable(
+            "queue_mismatch",
+            format!(
+                "the queue {queue} exists with other arguments; delete it (nothing is lost, the relay publishes what \
+                 is not done), or choose another rabbitmq.prefix"
+            ),
+        )
+        .with_source(error)),
+        Ok(Err(error)) => Err(cannot(format!("cannot declare the queue {queue}")).with_source(error)),
+        Err(_) => Err(cannot(format!("the broker did not declare the queue {queue} in time"))),
+    }
+}
+
+fn is_precondition(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == 406)
+}
+
+/// Messages ready in a queue; those that consumers have in hand do not count.
+pub async fn depth(channel: &Channel, options: &RabbitOptions, queue: ShortString) -> Result<u64> {
+    let asked = channel.queue_declare(queue, QueueDeclareOptions::durable().passive(), FieldTable::default());
+    Ok(u64::from(within(options.timeout, "tell a queue's depth", asked).await?.message_count()))
+}
+
+/// `call`, but no longer than `limit`: calls hang while the broker is away or out of memory.
+pub async fn within<T>(limit: Duration, what: &str, call: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(cannot(format!("the broker could not {what}")).with_source(error)),
+        Err(_) => Err(cannot(format!("the broker did not {what} within {limit:?}"))),
+    }
+}
+
+/// What every call answers while the broker cannot be used.
+pub fn cannot(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::unavailable("queue_unavailable", detail)
+}

@@ -1,0 +1,130 @@
+//! Finding the master, and asking a server who it is.
+
+use std::sync::Arc;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _};
+use redis::{ProtocolVersion, RedisError, RedisResult};
+
+use super::bells::Bells;
+use super::{RedisOptions, RedisServers, cannot};
+use crate::error::{Error, Result};
+
+/// Who a server says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// It takes writes.
+    pub master: bool,
+    /// The id of its replication history: another one after a restart or a promotion.
+    pub replid: String,
+}
+
+/// A connection to a master.
+pub struct Found {
+    /// Commands and pushes.
+    pub connection: MultiplexedConnection,
+    /// What the pushes ring.
+    pub bells: Arc<Bells>,
+    /// Who the master is.
+    pub replid: String,
+    /// Its address, for the log.
+    pub address: String,
+}
+
+/// Connects to the first master among the servers; preferably to the one whose history is `preferred`.
+pub async fn find_master(
+    options: &RedisOptions,
+    bells: impl Fn() -> Arc<Bells>,
+    preferred: Option<&str>,
+) -> Result<Found> {
+    let mut found = None;
+    let mut reasons = Vec::new();
+    for server in candidates(options).await? {
+        let address = server.addr().to_string();
+        match try_server(options, server, bells()).await {
+            Ok(master) if preferred.is_none_or(|replid| master.replid == replid) => return Ok(master),
+            Ok(master) => found = found.or(Some(master)),
+            Err(reason) => reasons.push(format!("{address}: {reason}")),
+        }
+    }
+    found.ok_or_else(|| cannot(format!("no redis master can be reached ({})", reasons.join("; "))))
+}
+
+async fn try_server(options: &RedisOptions, server: ConnectionInfo, bells: Arc<Bells>) -> Result<Found, String> {
+    let address = server.addr().to_string();
+    let mut connection = connect(options, server, &bells).await.map_err(|error| error.to_string())?;
+    let identity = identity(&mut connection).await.map_err(|error| error.to_string())?;
+    if !identity.master {
+        return Err("is a replica".into());
+    }
+    Ok(Found { connection, bells, replid: identity.replid, address })
+}
+
+/// One connection for commands and pushes (RESP3): a message cannot come from another server than the replies do.
+async fn connect(
+    options: &RedisOptions,
+    server: ConnectionInfo,
+    bells: &Arc<Bells>,
+) -> RedisResult<MultiplexedConnection> {
+    let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let bells = Arc::clone(bells);
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(options.connect_timeout))
+        .set_response_timeout(Some(options.response_timeout))
+        .set_pipeline_buffer_size(options.in_flight_max)
+        .set_concurrency_limit(options.in_flight_max)
+        .set_push_sender(move |push| {
+            bells.hear(push);
+            Ok::<(), redis::aio::SendError>(())
+        });
+    Client::open(server.set_redis_settings(settings))?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// Asks a server for its role and history.
+pub async fn identity(connection: &mut MultiplexedConnection) -> RedisResult<Identity> {
+    let info: String = redis::cmd("INFO").arg("replication").query_async(connection).await?;
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    match (field("role"), field("master_replid")) {
+        (Some(role), Some(replid)) => Ok(Identity { master: role == "master", replid: replid.to_owned() }),
+        _ => Err(RedisError::from((redis::ErrorKind::UnexpectedReturnType, "INFO replication tells no role"))),
+    }
+}
+
+async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
+    match &options.servers {
+        RedisServers::Nodes(urls) => urls.iter().map(|url| parse(url)).collect(),
+        RedisServers::Sentinel { sentinels, master, node } => {
+            let mut reasons = Vec::new();
+            for url in sentinels {
+                match ask_sentinel(options, parse(url)?, master).await {
+                    Ok(Some((host, port))) => {
+                        return Ok(vec![parse(node)?.set_addr(ConnectionAddr::Tcp(host, port))]);
+                    }
+                    Ok(None) => reasons.push(format!("knows no master named {master}")),
+                    Err(error) => reasons.push(error.to_string()),
+                }
+            }
+            Err(cannot(format!("no sentinel names the redis master ({})", reasons.join("; "))))
+        }
+    }
+}
+
+async fn ask_sentinel(
+    options: &RedisOptions,
+    sentinel: ConnectionInfo,
+    master: &str,
+) -> RedisResult<Option<(String, u16)>> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(options.connect_timeout))
+        .set_response_timeout(Some(options.response_timeout));
+    let mut connection = Client::open(sentinel)?.get_multiplexed_async_connection_with_config(&config).await?;
+    redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).query_async(&mut connection).await
+}
+
+fn parse(url: &str) -> Result<ConnectionInfo> {
+    // The text may hold a password: it stays out of the error.
+    url.into_connection_info().map_err(|error| {
+        Error::invalid("invalid_redis_url", "redis.servers", "must look like redis://[user:password@]host:port/[db]")
+            .with_source(error)
+    })
+}

@@ -1,0 +1,117 @@
+//! The record's operations as Lua scripts: atomic, and a hundred records a call.
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisResult, Script};
+
+use crate::domain::revision::RING_MAX;
+use crate::domain::{Change, PostId};
+
+/// What a script answers of a record: `epoch | counter | floor`.
+pub type Head = Vec<u8>;
+
+/// Records a call of the bump script takes: enough to be quick, few enough that others need not wait long.
+pub const BUMP_RECORDS: usize = 100;
+
+/// The scripts. Each call loads its script again where the server does not know it (any more).
+#[derive(Debug)]
+pub struct Scripts {
+    bump: Script,
+    mark: Script,
+    open: Script,
+}
+
+impl Scripts {
+    /// The scripts, each with the functions they share.
+    pub fn new() -> Self {
+        let script = |body: &str| Script::new(&[include_str!("lua/record.lua"), body].concat());
+        Self {
+            bump: script(include_str!("lua/bump.lua")),
+            mark: script(include_str!("lua/mark.lua")),
+            open: script(include_str!("lua/open.lua")),
+        }
+    }
+
+    /// Gives all of them to the server.
+    pub async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        for script in [&self.bump, &self.mark, &self.open] {
+            script.load_async(connection).await?;
+        }
+        Ok(())
+    }
+
+    /// Bumps the records `viewers` have, and rings their channels.
+    pub async fn bump<'a>(
+        &self,
+        mut connection: MultiplexedConnection,
+        keys: &Keys,
+        viewers: impl Iterator<Item = &'a str>,
+        change: Change,
+    ) -> RedisResult<()> {
+        let mut call = self.bump.prepare_invoke();
+        for viewer in viewers {
+            call.key(keys.record(viewer));
+        }
+        call.arg(change.post_id.as_bytes()).arg(&change.version.to_be_bytes()).arg(&keys.channels);
+        call.arg(keys.records.len()).invoke_async(&mut connection).await
+    }
+
+    /// Marks `posts` in a viewer's record; its head before and after, if there is one.
+    pub async fn mark(
+        &self,
+        mut connection: MultiplexedConnection,
+        keys: &Keys,
+        viewer: &str,
+        stamp: u32,
+        posts: &[PostId],
+    ) -> RedisResult<Option<(Head, Head)>> {
+        // Too many leave a gap, for which the script need not know their ids.
+        let named = if posts.len() > RING_MAX { &[] } else { posts };
+        let ids: Vec<u8> = named.iter().flat_map(|post| *post.as_bytes()).collect();
+        let mut call = self.mark.key(keys.record(viewer));
+        call.arg(&stamp.to_be_bytes()).arg(keys.channel(viewer)).arg(posts.len()).arg(ids);
+        call.invoke_async(&mut connection).await
+    }
+
+    /// The head of a viewer's record, which is made with `epoch` if there is none, and lives for `ttl_s` from now or
+    /// at least half of it.
+    pub async fn open(
+        &self,
+        mut connection: MultiplexedConnection,
+        keys: &Keys,
+        viewer: &str,
+        epoch: u64,
+        ttl_s: u64,
+    ) -> RedisResult<Head> {
+        let mut call = self.open.key(keys.record(viewer));
+        call.arg(&epoch.to_be_bytes()).arg(ttl_s).invoke_async(&mut connection).await
+    }
+}
+
+/// Where records and wake-ups are in Redis.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    records: String,
+    channels: String,
+}
+
+impl Keys {
+    /// Everything under `prefix`.
+    pub fn new(prefix: &str) -> Self {
+        Self { records: format!("{prefix}:r:"), channels: format!("{prefix}:c:") }
+    }
+
+    /// The key of a viewer's record.
+    pub fn record(&self, viewer: &str) -> String {
+        [&self.records, viewer].concat()
+    }
+
+    /// The channel that is rung when a viewer's record has moved.
+    pub fn channel(&self, viewer: &str) -> String {
+        [&self.channels, viewer].concat()
+    }
+
+    /// Whose channel it is.
+    pub fn viewer_of<'a>(&self, channel: &'a str) -> Option<&'a str> {
+        channel.strip_prefix(&self.channels)
+    }
+}

@@ -1,0 +1,217 @@
+//! The queue in RabbitMQ under the suite, and what is its own. Needs FANFOLD_TEST_AMQP.
+
+use std::time::Duration;
+
+use fanfold::adapters::rabbitmq::{RabbitOptions, RabbitQueue};
+use fanfold::domain::{Chunk, Lane, Task};
+use fanfold::ports::Queue as _;
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::{START, post_at, viewer};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn options(url: &str) -> RabbitOptions {
+    RabbitOptions {
+        url: url.into(),
+        prefix: format!("fanfold-test-{:016x}", rand::random::<u64>()),
+        tasks_max: 4,
+        prefetch: 8,
+        window: 512,
+        deliveries_max: 20,
+        timeout: Duration::from_secs(10),
+    }
+}
+
+async fn start(options: &RabbitOptions) -> RabbitQueue {
+    let queue = RabbitQueue::start(options.clone());
+    queue.ready(PATIENCE).await.expect("the broker is there");
+    queue
+}
+
+async fn open() -> Option<RabbitQueue> {
+    let url = crate::server("FANFOLD_TEST_AMQP")?;
+    Some(start(&options(&url)).await)
+}
+
+crate::queue_suite!(queue_suite, super::open());
+
+fn task(no: u32) -> Task {
+    let chunk = Chunk { no, viewers: [viewer("a")].into() };
+    Task { post_id: post_at(START, 1).id, version: 1, chunk, lane: Lane::Small, attempt: 0 }
+}
+
+/// A channel of the test's own.
+async fn channel(url: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("connected");
+    let channel = connection.create_channel().await.expect("a channel");
+    (connection, channel)
+}
+
+async fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, mut look: impl AsyncFnMut() -> T) {
+    let mut seen = None;
+    for _ in 0..200 {
+        seen = Some(look().await);
+        if seen.as_ref() == Some(&expected) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("expected {expected:?}, last seen {seen:?}");
+}
+
+#[tokio::test]
+async fn a_message_of_a_newer_form_is_parked_and_the_rest_goes_on() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = options(&url);
+    let queue = start(&options).await;
+    let (_connection, channel) = channel(&url).await;
+    for message in [&[99_u8, 1, 2, 3][..], b"", b"\x01broken"] {
+        let name = format!("{}.small", options.prefix);
+        let publish = BasicPublishOptions::default();
+        channel
+            .basic_publish("".into(), name.into(), publish, message, BasicProperties::default())
+            .await
+            .expect("published");
+    }
+    eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    queue.publish(vec![task(1)]).await.expect("published");
+    let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+    assert_eq!(delivery.task.chunk.no, 1);
+    queue.ack(delivery).await.expect("acknowledged");
+    eventually(3, async || queue.parked().await.expect("asked")).await;
+    assert_eq!(queue.depth(Lane::Small).await.expect("asked"), 0, "not looped");
+}
+
+#[tokio::test]
+async fn what_was_not_acknowledged_comes_again_and_the_rest_does_not() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = options(&url);
+    let queue = start(&options).await;
+    queue.publish((0..4).map(task).collect()).await.expect("published");
+    for no in 0..4 {
+        let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+        assert_eq!(delivery.task.chunk.no, no);
+        match no {
+            0 | 2 => queue.ack(delivery).await.expect("acknowledged"),
+            1 => queue.release(delivery).await.expect("released"),
+            _ => drop(delivery),
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(queue);
+    let queue = start(&options).await;
+    let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+    assert_eq!(delivery.task.chunk.no, 3);
+    queue.ack(delivery).await.expect("acknowledged");
+    assert_eq!(queue.depth(Lane::Small).await.expect("asked"), 0);
+}
+
+#[tokio::test]
+async fn a_closed_queue_returns_what_it_has_not_handed_out() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let queue = start(&options(&url)).await;
+    queue.publish((0..4).map(task).collect()).await.expect("published");
+    let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
+    eventually(0, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    queue.close().await;
+    assert!(queue.next(Lane::Small).await.expect("asked").is_none());
+    eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    queue.ack(in_hand).await.expect("what is in hand can still be finished");
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_named() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = options(&url);
+    let (_connection, channel) = channel(&url).await;
+    let name = format!("{}.bulk", options.prefix);
+    let durable = QueueDeclareOptions::durable();
+    channel.queue_declare(name.as_str().into(), durable, FieldTable::default()).await.expect("declared");
+    let queue = RabbitQueue::start(options);
+    let error = queue.ready(Duration::from_secs(2)).await.expect_err("the queue is of another kind");
+    assert!(error.detail().contains(&name) && error.detail().contains("other arguments"), "{error}");
+    assert!(queue.publish(vec![task(0)]).await.is_err(), "refused at once");
+}
+
+/// A way to the broker that can be cut: the connections through it, and whether new ones get through.
+struct Way {
+    url: String,
+    open: watch::Sender<bool>,
+}
+
+impl Way {
+    async fn to(url: &str) -> Self {
+        let broker = url.rsplit('@').next().and_then(|rest| rest.split('/').next()).expect("a host").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let here = listener.local_addr().expect("an address").to_string();
+        let (open, state) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (broker, mut state) = (broker.clone(), state.clone());
+                tokio::spawn(async move {
+                    let Ok(mut server) = TcpStream::connect(broker).await else { return };
+                    tokio::select! {
+                        _ = state.wait_for(|open| !open) => {}
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                    }
+                });
+            }
+        });
+        let (before, after) = url.rsplit_once('@').expect("credentials");
+        let path = after.split_once('/').map_or("", |(_, path)| path);
+        Self { url: format!("{before}@{here}/{path}"), open }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_connection_comes_back_by_itself() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let way = Way::to(&url).await;
+    let queue = start(&options(&way.url)).await;
+    queue.publish(vec![task(0)]).await.expect("published");
+    let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
+    assert_eq!(in_hand.task.chunk.no, 0);
+
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.next(Lane::Small).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    way.open.send_replace(false);
+    eventually(true, async || queue.publish(vec![task(1)]).await.is_err()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(queue.ack(in_hand).await.is_err(), "its connection is gone, and the task not forgotten");
+
+    way.open.send_replace(true);
+    let again = tokio::time::timeout(PATIENCE, waiting).await.expect("resumed").expect("no panic");
+    let again = again.expect("asked").expect("open");
+    assert_eq!(again.task.chunk.no, 0, "it comes again");
+    queue.ack(again).await.expect("acknowledged");
+    eventually(true, async || queue.publish(vec![task(2)]).await.is_ok()).await;
+    let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+    assert!(
+        [1, 2].contains(&delivery.task.chunk.no),
+        "task 1 may have been taken although its publisher heard nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_publishers_share_the_window() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = RabbitOptions { tasks_max: 10_000, window: 8, prefetch: 100, ..options(&url) };
+    let queue = start(&options).await;
+    let publishing = (0..20).map(|n| queue.publish((n * 50..n * 50 + 50).map(task).collect()));
+    let taken = futures::future::try_join_all(publishing).await.expect("published");
+    assert_eq!(taken.iter().sum::<usize>(), 1_000);
+    let mut seen = std::collections::HashSet::new();
+    while seen.len() < 1_000 {
+        let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+        assert!(seen.insert(delivery.task.chunk.no), "delivered twice");
+        queue.ack(delivery).await.expect("acknowledged");
+    }
+}
