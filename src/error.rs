@@ -48,7 +48,7 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of `kind` with a stable `code` (see [`crate::http::problem`]) and a sentence.
+    /// An error of `kind` with a stable `code` (see [`crate::http::codes`]) and a sentence.
     pub fn new(kind: Kind, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Inner {
             kind,

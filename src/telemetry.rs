@@ -80,7 +80,7 @@ fn describe() {
     describe_histogram!(
         "fanfold_http_request_duration_seconds",
         Unit::Seconds,
-        "From a request's head to the end of its response, long polls included"
+        "From a request's head to its answer being ready, long polls included"
     );
     describe_counter!("fanfold_fanout_rows_total", Unit::Count, "Inbox rows handled by fan-out, by result");
     describe_histogram!(

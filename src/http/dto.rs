@@ -144,21 +144,23 @@ pub(super) struct ItemBody<'a> {
     #[serde(rename = "type")]
     #[schema(example = "story.posted")]
     kind: &'a str,
+    #[schema(required = true)]
     actor: Option<ActorBody<'a>>,
     /// The payload, as published.
     #[schema(value_type = Object, example = json!({"title": "Dawn"}))]
     data: RawJson<'a>,
     /// Groups posts on the client.
+    #[schema(required = true)]
     thread_key: Option<&'a str>,
     #[schema(value_type = String, format = DateTime)]
     published_at: Stamp,
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
     expires_at: Option<Stamp>,
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
     seen_at: Option<Stamp>,
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
     read_at: Option<Stamp>,
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
     archived_at: Option<Stamp>,
 }
 

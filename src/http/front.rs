@@ -78,8 +78,7 @@ impl Front {
         let request_id = RequestId::take(request.headers());
         let inbox = if route.resyncs() { inbox_path(request.uri().path()) } else { None };
         let span = span(route, &request, &request_id);
-        let work = AssertUnwindSafe(self.dispatch(route, request, &request_id)).catch_unwind();
-        let mut response = work.instrument(span).await.unwrap_or_else(|panic| panicked(&*panic).into_response());
+        let mut response = guarded(self.dispatch(route, request, &request_id)).instrument(span).await;
         if let Some(Failure(error)) = response.extensions_mut().remove::<Failure>() {
             self.tell(&mut response, &error, &request_id, inbox);
         }
@@ -161,6 +160,11 @@ fn inbox_path(path: &str) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("{}/inbox", &path[..end])).ok()
 }
 
+/// Runs a handler; a panic in it is this request's own trouble and nobody else's.
+async fn guarded(work: impl Future<Output = Response<Body>>) -> Response<Body> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic).into_response())
+}
+
 fn panicked(panic: &(dyn Any + Send)) -> Problem {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Problem(Error::internal(format!("a handler panicked: {}", text.unwrap_or("no message"))))
@@ -225,6 +229,14 @@ mod tests {
         ] {
             assert_eq!(trace_id(&headers("traceparent", bad)), None, "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error() {
+        let response = guarded(async { panic!("out of cheese") }).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let Failure(error) = response.extensions().get().expect("an error");
+        assert!(error.detail().contains("out of cheese"), "for the log");
     }
 
     #[test]

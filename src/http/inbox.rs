@@ -25,7 +25,7 @@ struct PageBody<'a> {
     #[schema(example = "ben")]
     viewer_id: &'a str,
     /// What to poll with: the state of the inbox at the first page of this walk. Null over archived items.
-    #[schema(example = "AQ3qU0mWm4TqzS0XyqXb0kQAAAAAAAAABwAGQyJ7vQAA")]
+    #[schema(required = true, example = "AQ3qU0mWm4TqzS0XyqXb0kQAAAAAAAAABwAGQyJ7vQAA")]
     token: Option<&'a str>,
     /// Newest first.
     items: Vec<ItemBody<'a>>,

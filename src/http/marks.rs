@@ -21,10 +21,13 @@ use crate::marks::Target;
 #[schema(as = Marked)]
 struct MarkedBody<'a> {
     /// The token that the client sent; null if more than this mark lies between it and `token`.
+    #[schema(required = true)]
     from: Option<&'a str>,
     /// The token after the mark, which needs no fetch; null: poll on with the one you have.
+    #[schema(required = true)]
     token: Option<&'a str>,
     /// The item as it is now.
+    #[schema(required = true)]
     item: Option<ItemBody<'a>>,
     /// Items of the whole inbox neither seen nor archived.
     unseen_count: CountBody,
@@ -121,8 +124,10 @@ impl Input for MarksInput {}
 #[schema(as = MarkedMany)]
 struct MarkedManyBody<'a> {
     /// The token that the client sent; null if more than these marks lies between it and `token`.
+    #[schema(required = true)]
     from: Option<&'a str>,
     /// The token after the marks, which needs no fetch; null: poll on with the one you have.
+    #[schema(required = true)]
     token: Option<&'a str>,
     /// The items that have the mark now, or have it no longer.
     #[schema(value_type = Vec<String>)]

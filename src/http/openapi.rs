@@ -142,7 +142,6 @@ impl ToSchema for ErrorCode {
                        ignore fields they do not know.\n\nA path that is not served is answered with 404 \
                        `route_not_found`, a method that is not with 405 `method_not_allowed`.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
-        contact(),
     ),
     tags(
         (name = "posts", description = "For producers"),

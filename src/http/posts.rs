@@ -113,14 +113,14 @@ impl PostInput {
 #[schema(as = Published)]
 pub(super) struct PublishedBody {
     /// Null after a dry run.
-    #[schema(value_type = Option<String>, format = "uuid", example = "019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b")]
+    #[schema(required = true, value_type = Option<String>, format = "uuid", example = "019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b")]
     post_id: Option<Id>,
     #[schema(example = 1)]
     version: u32,
     #[schema(example = "live")]
     state: &'static str,
     /// Null after a dry run.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
     published_at: Option<Stamp>,
     audience: AudienceBody,
 }
@@ -173,7 +173,10 @@ problems!(
         ("dry_run" = Option<bool>, Query, description = "Check only: nothing is stored"),
         ("Idempotency-Key" = Option<String>, Header, description = "A quoted string, or bare text; kept for 24 hours"),
     ),
-    request_body = PostInput,
+    request_body(content = PostInput, example = json!({
+        "type": "story.posted", "actor": {"id": "ana"}, "data": {"title": "Dawn"},
+        "audience": {"viewers": ["ben", "cleo"]}, "thread_key": "s1", "ttl_seconds": 86400,
+    })),
     responses(
         (status = 200, description = "A dry run: it would be accepted", body = PublishedBody),
         (status = 202, description = "Accepted", body = PublishedBody,
@@ -229,13 +232,15 @@ struct PostBody<'a> {
     #[serde(rename = "type")]
     #[schema(example = "story.posted")]
     kind: &'a str,
+    #[schema(required = true)]
     actor: Option<ActorBody<'a>>,
     #[schema(value_type = Object, example = json!({"title": "Dawn"}))]
     data: RawJson<'a>,
+    #[schema(required = true)]
     thread_key: Option<&'a str>,
     #[schema(value_type = String, format = DateTime)]
     published_at: Stamp,
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
     expires_at: Option<Stamp>,
     fanout: FanoutBody,
 }

@@ -76,7 +76,6 @@ pub(super) struct ProblemBody {
     value: Option<u64>,
     /// Why the inbox must be read afresh: `fence`, `refresh`, `too_old` or `unknown_revision`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, example = json!(null))]
     reason: Option<String>,
 }
 
@@ -181,7 +180,7 @@ mod tests {
         let mut used = HashSet::new();
         for file in rust_files(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))) {
             let text = std::fs::read_to_string(&file).expect("a source file");
-            for code in codes_in(text.split("#[cfg(test)]").next().unwrap_or_default()) {
+            for code in codes_in(text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()) {
                 assert!(known.contains(code.as_str()), "{code} ({}) is in no table", file.display());
                 used.insert(code);
             }
@@ -199,7 +198,7 @@ mod tests {
 
     /// The literals after constructors, and those in statements that choose a code.
     fn codes_in(text: &str) -> Vec<String> {
-        const STARTS: [&str; 10] = [
+        const STARTS: [&str; 11] = [
             "Error::new(",
             "Error::invalid(",
             "Error::limit(",
@@ -210,6 +209,7 @@ mod tests {
             "code) = if",
             "Error::resync(",
             "Error::internal(",
+            "whole(",
         ];
         let mut found = Vec::new();
         for start in STARTS {

@@ -1,0 +1,155 @@
+//! A service on a port of its own with data of its own, and a client that shows raw answers.
+
+#![allow(dead_code, reason = "every test binary uses a part")]
+
+use std::path::PathBuf;
+
+use fanfold::clock::Clock;
+use fanfold::config::{self, Config, Overrides};
+use fanfold::ports::Path;
+use fanfold::service::Running;
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A running service.
+pub struct Service {
+    /// What runs.
+    pub running: Running,
+    /// Where it keeps its data; gone when dropped.
+    pub data: TempDir,
+    client: reqwest::Client,
+}
+
+/// A request on its way.
+#[must_use]
+pub struct Ask(reqwest::RequestBuilder);
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Service {
+    /// With the defaults.
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With a configuration that differs.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let data = tempfile::tempdir().expect("a folder");
+        Self::start_on(data, Clock::system(), change).await
+    }
+
+    /// On data that may be there already.
+    pub async fn start_on(data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
+        let overrides = Overrides {
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            data: Some(PathBuf::from(data.path())),
+            ..Overrides::default()
+        };
+        let mut config = config::load(&overrides, []).expect("the defaults");
+        change(&mut config);
+        let running = Running::start(&config, clock).await.expect("starts");
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        Self { running, data, client }
+    }
+
+    /// Stops it, and gives back its data.
+    pub async fn stop(self) -> TempDir {
+        self.running.shutdown().await.expect("an end in order");
+        self.data
+    }
+
+    /// A request to `path`.
+    pub fn ask(&self, method: &str, path: &str) -> Ask {
+        let method = method.parse().expect("a method");
+        Ask(self.client.request(method, format!("http://{}{path}", self.running.addr)))
+    }
+
+    /// `GET path`.
+    pub async fn get(&self, path: &str) -> Reply {
+        self.ask("GET", path).send().await
+    }
+
+    /// `POST path` with a JSON body.
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        self.ask("POST", path).json(body).send().await
+    }
+
+    /// Publishes to `viewers` and waits for the fan-out; the post's id.
+    pub async fn publish(&self, title: &str, viewers: &[&str]) -> String {
+        let body = json!({"type": "t", "data": {"title": title}, "audience": {"viewers": viewers}});
+        let reply = self.post("/v1/posts", body).await;
+        assert_eq!(reply.status, 202, "{reply:?}");
+        let id = reply.json()["post_id"].as_str().expect("an id").to_owned();
+        self.fanned_out(&id).await;
+        id
+    }
+
+    /// Waits until the fan-out of a post is done.
+    pub async fn fanned_out(&self, id: &str) {
+        let reply = self.get(&format!("/v1/posts/{id}?wait=30")).await;
+        assert_eq!(reply.json()["fanout"]["status"], "done", "{reply:?}");
+    }
+
+    /// The token of a viewer's inbox as it is now.
+    pub async fn token(&self, viewer: &str) -> String {
+        let reply = self.get(&format!("/v1/viewers/{viewer}/inbox")).await;
+        reply.json()["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Store reads so far, but for those that no request causes.
+    pub fn store_reads(&self) -> u64 {
+        let by_itself = [Path::Relay, Path::System, Path::Fanout];
+        let paths = Path::ALL.into_iter().filter(|path| !by_itself.contains(path));
+        paths.map(|path| self.running.backends.store.reads(path)).sum()
+    }
+}
+
+impl Ask {
+    /// With a header.
+    pub fn header(self, name: &str, value: &str) -> Self {
+        Self(self.0.header(name, value))
+    }
+
+    /// With a JSON body.
+    pub fn json(self, body: Value) -> Self {
+        self.header("content-type", "application/json").body(body.to_string())
+    }
+
+    /// With any body.
+    pub fn body(self, body: String) -> Self {
+        Self(self.0.body(body))
+    }
+
+    /// Sends it and reads the answer.
+    pub async fn send(self) -> Reply {
+        let response = self.0.send().await.expect("an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Reply { status, headers, text: response.text().await.expect("a body") }
+    }
+}
+
+impl Reply {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// A header as text; empty without it.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
+    }
+
+    /// The titles of the posts in a list of items.
+    pub fn titles(&self, list: &str) -> Vec<String> {
+        let body = self.json();
+        let items = body[list].as_array().unwrap_or_else(|| panic!("no {list}: {self:?}"));
+        items.iter().map(|item| item["data"]["title"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
