@@ -216,7 +216,9 @@ async fn a_long_poll_ends_with_the_change() {
     service.publish("Dawn", &["ben"]).await;
     let token = service.token("ben").await;
     let path = format!("/v1/viewers/ben/revision?since={token}");
-    let Revisions::Embedded(revisions) = service.running.backends.revisions.clone();
+    let Revisions::Embedded(revisions) = service.running.backends.revisions.clone() else {
+        panic!("these tests run the embedded mode");
+    };
     let waiting = async { service.get(&format!("{path}&wait=60")).await };
     let publishing = async {
         while revisions.waiters() == 0 {
@@ -243,7 +245,9 @@ async fn more_waiters_than_may_are_answered_at_once() {
     let service = Service::start_with(|config| config.revisions.waiters_max = 1).await;
     let token = service.token("ben").await;
     let path = format!("/v1/viewers/ben/revision?since={token}&wait=60");
-    let Revisions::Embedded(revisions) = service.running.backends.revisions.clone();
+    let Revisions::Embedded(revisions) = service.running.backends.revisions.clone() else {
+        panic!("these tests run the embedded mode");
+    };
     let first = service.get(&path);
     let second = async {
         while revisions.waiters() == 0 {
@@ -263,7 +267,9 @@ async fn shutdown_answers_whoever_waits() {
     let token = service.token("ben").await;
     let url = format!("http://{}/v1/viewers/ben/revision?since={token}&wait=60", service.running.addr);
     let waiting = tokio::spawn(async move { reqwest::get(url).await.expect("an answer").status().as_u16() });
-    let Revisions::Embedded(revisions) = service.running.backends.revisions.clone();
+    let Revisions::Embedded(revisions) = service.running.backends.revisions.clone() else {
+        panic!("these tests run the embedded mode");
+    };
     while revisions.waiters() == 0 {
         tokio::task::yield_now().await;
     }

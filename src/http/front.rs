@@ -96,7 +96,8 @@ impl Front {
         if route == Route::Batch {
             request.extensions_mut().insert(request_id.clone());
         }
-        let Ok(response) = self.router.clone().call(request.map(Body::new)).await;
+        // Boxed for the same reason as the waiting in [`poll`].
+        let Ok(response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
         response
     }
 
@@ -161,8 +162,9 @@ fn inbox_path(path: &str) -> Option<HeaderValue> {
 }
 
 /// Runs a handler; a panic in it is this request's own trouble and nobody else's.
-async fn guarded(work: impl Future<Output = Response<Body>>) -> Response<Body> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic).into_response())
+fn guarded(work: impl Future<Output = Response<Body>>) -> impl Future<Output = Response<Body>> {
+    let caught = AssertUnwindSafe(work).catch_unwind();
+    caught.map(|result| result.unwrap_or_else(|panic| panicked(&*panic).into_response()))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Problem {

@@ -62,6 +62,9 @@ pub(super) fn shortened(text: &str) -> String {
 
 fn segment<'a>(head: &'a Parts, index: usize) -> Result<Cow<'a, str>> {
     let raw = head.uri.path().split('/').nth(index).unwrap_or_default();
+    if !raw.as_bytes().contains(&b'%') {
+        return Ok(Cow::Borrowed(raw));
+    }
     percent_decode_str(raw).decode_utf8().map_err(|_| {
         Error::new(Kind::Malformed, "malformed_path", format!("{:?} does not decode to UTF-8", shortened(raw)))
     })

@@ -106,6 +106,11 @@ impl Asked {
         if self.wait.time.is_zero() || token.is_none() {
             return app.reader.poll(&self.viewer, token).await;
         }
+        // Boxed, so that the polls that do not wait are not as large as those that do: each is moved about several times.
+        Box::pin(self.wait(app, token)).await
+    }
+
+    async fn wait(&self, app: &App, token: Option<Token>) -> Result<Poll> {
         let _waiting = app.pacer().wait();
         let changed = app.reader.poll_until(&self.viewer, token, Instant::now() + self.wait.time);
         match app.stopping().run_until_cancelled(changed).await {
