@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::embedded::{EmbeddedQueue, EmbeddedRevisions, EmbeddedStore};
+use super::scylla::ScyllaStore;
 use crate::domain::*;
 use crate::error::Result;
 use crate::ports::{self, Delivery, KeyClaim, KeyHolder, MarkBump, MarkOrder, Marked, Path};
@@ -13,6 +14,8 @@ use crate::ports::{Changed, Pending, PendingPage, RowsWritten, Settled, Window};
 pub enum Store {
     /// On this machine's disk.
     Embedded(EmbeddedStore),
+    /// In a ScyllaDB (or Cassandra) cluster.
+    Scylla(ScyllaStore),
 }
 
 /// The queue in use.
@@ -34,6 +37,7 @@ impl Store {
     pub fn for_path(&self, path: Path) -> Self {
         match self {
             Self::Embedded(inner) => Self::Embedded(inner.for_path(path)),
+            Self::Scylla(inner) => Self::Scylla(inner.for_path(path)),
         }
     }
 
@@ -41,6 +45,7 @@ impl Store {
     pub fn reads(&self, path: Path) -> u64 {
         match self {
             Self::Embedded(inner) => inner.reads().of(path),
+            Self::Scylla(inner) => inner.reads().of(path),
         }
     }
 
@@ -48,22 +53,28 @@ impl Store {
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Embedded(inner) => inner.check(),
+            Self::Scylla(inner) => inner.check(),
         }
     }
 }
 
+/// Forwards each method to whichever of the named variants it is.
 macro_rules! forward {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $output:ty;)*) => {
+    ($variants:tt $($name:ident($($arg:ident: $type:ty),*) -> $output:ty;)*) => {
         $(async fn $name(&self, $($arg: $type),*) -> $output {
-            match self {
-                Self::Embedded(inner) => inner.$name($($arg),*).await,
-            }
+            forward!(@match self, $name, ($($arg),*), $variants)
         })*
+    };
+    (@match $self:ident, $name:ident, $args:tt, [$($variant:ident),*]) => {
+        match $self {
+            $(Self::$variant(inner) => inner.$name $args.await,)*
+        }
     };
 }
 
 impl ports::Store for Store {
     forward! {
+        [Embedded, Scylla]
         claim_key(claim: &KeyClaim) -> Result<KeyHolder>;
         key_holder(producer: &ProducerId, key: &str) -> Result<Option<KeyHolder>>;
         create_post(post: &Post, chunks: &[Chunk]) -> Result<()>;
@@ -90,6 +101,7 @@ impl ports::Store for Store {
 
 impl ports::Queue for Queue {
     forward! {
+        [Embedded]
         publish(tasks: Vec<Task>) -> Result<usize>;
         next(lane: Lane) -> Result<Option<Delivery>>;
         ack(delivery: Delivery) -> Result<()>;
@@ -102,6 +114,7 @@ impl ports::Queue for Queue {
 
 impl ports::Revisions for Revisions {
     forward! {
+        [Embedded]
         current(viewer: &ViewerId) -> Result<Option<Revision>>;
         current_many(viewers: &[ViewerId]) -> Result<Vec<Option<Revision>>>;
         open(viewer: &ViewerId) -> Result<Revision>;

@@ -1,7 +1,10 @@
 //! The adapters, and one closed enum for each port. Only this file names them all.
 
 pub mod embedded;
+pub mod scylla;
 
 mod dispatch;
+mod reads;
 
 pub use dispatch::{Queue, Revisions, Store};
+pub use reads::Reads;

@@ -5,7 +5,6 @@ mod committer;
 mod folder;
 mod keys;
 mod queue;
-mod reads;
 mod record_table;
 mod revisions;
 mod store;
@@ -13,6 +12,5 @@ mod sweep;
 
 pub use folder::Folder;
 pub use queue::EmbeddedQueue;
-pub use reads::Reads;
 pub use revisions::{EmbeddedRevisions, RevisionLimits};
 pub use store::{EmbeddedStore, StoreOptions};

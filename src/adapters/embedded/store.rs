@@ -11,8 +11,9 @@ use super::Folder;
 use super::codec::*;
 use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
 use super::keys::{self, InboxPart};
-use super::reads::Reads;
+
 use super::sweep::{IdAt, Sweep};
+use crate::adapters::reads::Reads;
 use crate::clock::Clock;
 use crate::domain::*;
 use crate::error::{Error, Result};

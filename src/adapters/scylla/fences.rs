@@ -1,0 +1,51 @@
+//! The registry of the revision store's lives.
+
+use std::time::Duration;
+
+use scylla::statement::prepared::PreparedStatement;
+
+use super::session::Conditional;
+use super::{ScyllaStore, int, uint};
+use crate::domain::Fence;
+use crate::error::{Error, Result};
+
+/// There is one revision store.
+const SCOPE: &str = "main";
+/// Tries to be the next; every one that fails means that another process was.
+const ATTEMPTS: u32 = 20;
+/// The longest pause between tries.
+const PAUSE_MS_MAX: u64 = 50;
+
+impl ScyllaStore {
+    pub(super) async fn add_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
+        let mut unknown = None;
+        for _ in 0..ATTEMPTS {
+            let newest = self.read_fence(&self.statements().newest_fence_settled).await?;
+            // The nonce is random and ours: there already, if an earlier try was applied and its answer lost.
+            if let Some(newest) = newest.filter(|newest| newest.nonce == nonce) {
+                return Ok(newest);
+            }
+            let next = newest.map_or(0, |newest| newest.seq).checked_add(1);
+            let seq = next.ok_or_else(|| Error::internal("the fence registry is used up"))?;
+            let values = (SCOPE, int(seq)?, nonce.cast_signed(), replid, self.now().micros());
+            match self.shared.requests.conditional(&self.statements().register_fence, values).await? {
+                Conditional::Applied => return Ok(Fence { seq, nonce }),
+                Conditional::Refused => {}
+                Conditional::Unknown(error) => unknown = Some(error),
+            }
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=PAUSE_MS_MAX))).await;
+        }
+        Err(unknown.unwrap_or_else(|| Error::unavailable("store_unavailable", "the fence could not be registered")))
+    }
+
+    pub(super) async fn read_newest_fence(&self) -> Result<Option<Fence>> {
+        self.read_fence(&self.statements().newest_fence).await
+    }
+
+    async fn read_fence(&self, statement: &PreparedStatement) -> Result<Option<Fence>> {
+        let rows = self.select::<(i32, i64)>(statement, (SCOPE,)).await?;
+        let decode =
+            |(seq, nonce): &(i32, i64)| Ok(Fence { seq: uint(*seq, "a fence")?, nonce: nonce.cast_unsigned() });
+        rows.first().map(decode).transpose()
+    }
+}
