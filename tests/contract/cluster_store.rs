@@ -8,7 +8,7 @@ use fanfold::adapters::scylla::{
     ClusterOptions, MigrateOptions, MigrationReport, ScyllaOnly, ScyllaOptions, ScyllaStore, migrate,
 };
 use fanfold::clock::Clock;
-use fanfold::domain::{Audience, Mark, Post, PostId};
+use fanfold::domain::{Audience, Chunk, Done, Mark, Post, PostId, PostState, ViewerId, Withdrawal};
 use fanfold::ports::{MarkOrder, Pending, Settled, Store as _};
 use tokio::sync::OnceCell;
 
@@ -63,8 +63,8 @@ async fn keyspace(points: &[String]) -> &'static str {
     KEYSPACE.get_or_init(make).await
 }
 
-async fn connect(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaStore {
-    let options = ScyllaOptions {
+fn options(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaOptions {
+    ScyllaOptions {
         cluster: cluster(points.to_vec(), keyspace),
         connections_per_shard: 2,
         in_flight_max: 128,
@@ -76,8 +76,11 @@ async fn connect(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaStor
         inbox_ttl: 30 * DAY,
         idempotency_ttl: DAY,
         clock: clock.clone(),
-    };
-    ScyllaStore::connect(options).await.expect("connected")
+    }
+}
+
+async fn connect(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaStore {
+    ScyllaStore::connect(options(points, keyspace, clock)).await.expect("connected")
 }
 
 /// A connection of its own to the keyspace of the run, with the clock it goes by.
@@ -133,21 +136,7 @@ async fn a_newer_schema_is_refused_and_a_missing_one_is_named() {
     assert_eq!(migrate(&options).await.expect_err("newer").code(), "schema_newer");
     connect(&points, &name, &Clock::manual(START)).await.check().expect("an older release goes on working");
 
-    let mut missing = options;
-    missing.cluster.keyspace = fresh_keyspace();
-    let options = ScyllaOptions {
-        cluster: missing.cluster,
-        connections_per_shard: 1,
-        in_flight_max: 1,
-        read_timeout: DAY,
-        write_timeout: DAY,
-        lwt_timeout: DAY,
-        batch_rows_max: 1,
-        request_concurrency: 1,
-        inbox_ttl: DAY,
-        idempotency_ttl: DAY,
-        clock: Clock::manual(START),
-    };
+    let options = self::options(&points, &fresh_keyspace(), &Clock::manual(START));
     assert_eq!(ScyllaStore::connect(options).await.expect_err("no schema").code(), "schema_missing");
 }
 
@@ -155,7 +144,7 @@ async fn a_newer_schema_is_refused_and_a_missing_one_is_named() {
 async fn a_mark_wins_over_an_earlier_one_by_a_fast_clock() {
     let Some(opened) = OpenStore::new().await else { return };
     let (ben, post) = (viewer("ben"), post_at(START, 1));
-    let chunks = [fanfold::domain::Chunk { no: 0, viewers: [ben.clone()].into() }];
+    let chunks = [Chunk { no: 0, viewers: [ben.clone()].into() }];
     opened.store.create_post(&post, &chunks).await.expect("created");
     opened.store.write_rows(&post, std::slice::from_ref(&ben)).await.expect("written");
     let ids = [post.id];
@@ -173,7 +162,7 @@ async fn a_thousand_marks_and_ids_are_one_order() {
     let Some(opened) = OpenStore::new().await else { return };
     let ben = viewer("ben");
     let posts: Vec<Post> = (0..300).map(|_| post_at(START, 1)).collect();
-    let chunk = |viewer: &fanfold::domain::ViewerId| fanfold::domain::Chunk { no: 0, viewers: [viewer.clone()].into() };
+    let chunk = |viewer: &ViewerId| Chunk { no: 0, viewers: [viewer.clone()].into() };
     for post in &posts {
         opened.store.create_post(post, &[chunk(&ben)]).await.expect("created");
         opened.store.write_rows(post, std::slice::from_ref(&ben)).await.expect("written");
@@ -215,7 +204,7 @@ async fn rows_of_a_large_chunk_are_all_there_and_replays_lose_to_later_versions(
 async fn what_a_lost_edit_leaves_behind_takes_no_chunks_with_it() {
     let Some(opened) = OpenStore::new().await else { return };
     let (ben, post) = (viewer("ben"), post_at(START, 1));
-    let chunks = [fanfold::domain::Chunk { no: 0, viewers: [ben].into() }];
+    let chunks = [Chunk { no: 0, viewers: [ben].into() }];
     opened.store.create_post(&post, &chunks).await.expect("created");
     let loser = Pending { since: START, post_id: post.id, version: 2 };
     opened.store.settle(&[Settled::Garbage(loser)]).await.expect("settled");
@@ -227,7 +216,7 @@ async fn what_a_lost_edit_leaves_behind_takes_no_chunks_with_it() {
     assert_eq!(opened.store.chunk(post.id, 0).await.expect("read"), None);
     opened.store.create_post(&post, &chunks).await.expect("created again");
     assert!(opened.store.chunk(post.id, 0).await.expect("read").is_some());
-    let done = fanfold::domain::Done { version: 1, fence: 1 };
+    let done = Done { version: 1, fence: 1 };
     opened.store.chunk_done(post.id, 0, done, true).await.expect("recorded");
     assert!(opened.store.chunk_states(post.id, 0..1).await.expect("read")[0].is_done(1, 1));
 }
@@ -237,12 +226,12 @@ async fn another_process_sees_withdrawals_until_they_are_settled() {
     let Some(opened) = OpenStore::new().await else { return };
     let (other, _) = opened.other().await;
     let post = post_at(START, 1);
-    let chunks = [fanfold::domain::Chunk { no: 0, viewers: [viewer("ben")].into() }];
+    let chunks = [Chunk { no: 0, viewers: [viewer("ben")].into() }];
     opened.store.create_post(&post, &chunks).await.expect("created");
     other.withdrawals().await.expect("read");
-    let retracted = Post { state: fanfold::domain::PostState::Retracted, ..next_version(&post) };
+    let retracted = Post { state: PostState::Retracted, ..next_version(&post) };
     opened.store.change_post(1, &retracted).await.expect("changed");
-    let mine = |found: Vec<fanfold::domain::Withdrawal>| found.into_iter().filter(|w| w.post_id == post.id).count();
+    let mine = |found: Vec<Withdrawal>| found.into_iter().filter(|w| w.post_id == post.id).count();
     assert_eq!(mine(other.withdrawals().await.expect("read")), 1);
     let page = other.pending(None, 10_000).await.expect("read");
     let entries: Vec<_> = page.entries.into_iter().filter(|entry| entry.post_id == post.id).collect();
@@ -258,11 +247,13 @@ async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
     let name = fresh_keyspace();
     migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
     let clock = Clock::manual(START);
-    let relay = connect(&points, &name, &clock).await;
+    // The shorter rows live, the less there is to scan: a week and an hour.
+    let options = ScyllaOptions { inbox_ttl: Duration::from_secs(3600), ..options(&points, &name, &clock) };
+    let relay = ScyllaStore::connect(options).await.expect("connected");
     let slow_clock = Clock::manual(START.before(Duration::from_secs(3600)));
     let slow = connect(&points, &name, &slow_clock).await;
     let post = post_at(START, 1);
-    slow.create_post(&post, &[fanfold::domain::Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
+    slow.create_post(&post, &[Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
     assert_eq!(relay.pending(None, 10).await.expect("read").entries, [], "before the low-water mark");
     clock.set(START.after(DAY));
     let found = relay.pending(None, 10).await.expect("read").entries;

@@ -92,7 +92,7 @@ impl ScyllaStore {
         let none = (post.version > 1).then_some(0);
         let expires_at = set(post.expires_at.map(Time::micros).or(none));
         let values = |viewer: &usize| -> RowValues<'_> {
-            (viewers[*viewer].as_str(), id, version, deleted.clone(), expires_at.clone(), post.ts, ttl)
+            (viewers[*viewer].as_str(), id, version, deleted, expires_at, post.ts, ttl)
         };
         let groups = self.group_by_replicas(viewers)?;
         let size = self.statements().row_batches.len();

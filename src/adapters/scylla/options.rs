@@ -84,7 +84,7 @@ pub struct ScyllaOptions {
     pub in_flight_max: usize,
     /// How long a read for a client may take.
     pub read_timeout: Duration,
-    /// How long a write may take, and a read of fan-out.
+    /// How long a write may take. One whose outcome is unknown is tried three times in all.
     pub write_timeout: Duration,
     /// How long a conditional write may take.
     pub lwt_timeout: Duration,

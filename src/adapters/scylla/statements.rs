@@ -118,7 +118,7 @@ statements! {
     write_marks: Write "UPDATE {keyspace}.inbox USING TIMESTAMP ? AND TTL ? SET seen_at = ?, read_at = ?, archived_at = ? \
         WHERE viewer_id = ? AND post_id = ?",
     /// Marks whose bump is due.
-    write_intent: Write "INSERT INTO {keyspace}.intents (shard, minute, viewer_id, mark_id, entries) \
+    write_intent: Write "INSERT INTO {keyspace}.intents (shard, minute, viewer_id, mark_id, post_ids) \
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP 1 AND TTL ?",
     /// Their bump has come.
     clear_intent: Write "DELETE FROM {keyspace}.intents USING TIMESTAMP 2 \
