@@ -1,5 +1,6 @@
 //! The store in a real cluster under the suite, where `FANFOLD_TEST_CQL` names one: `host:port`, several separated by
-//! commas. `dev/stack up cassandra` starts one.
+//! commas. `dev/stack up cassandra` starts one. `FANFOLD_TEST_CQL_REPLICATION` is how many copies of a row there are: 1,
+//! unless it says otherwise.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -33,7 +34,7 @@ fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
         contact_points,
         keyspace: keyspace.to_owned(),
         datacenter: None,
-        replication_factor: 1,
+        replication_factor: std::env::var("FANFOLD_TEST_CQL_REPLICATION").map_or(1, |n| n.parse().expect("a number")),
         credentials: None,
         connect_timeout: Duration::from_secs(20),
     }

@@ -1,26 +1,32 @@
 //! The registry of the revision store's lives.
 
-use std::time::Duration;
-
 use scylla::statement::prepared::PreparedStatement;
 
-use super::session::Conditional;
+use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, int, uint};
 use crate::domain::Fence;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// There is one revision store.
 const SCOPE: &str = "main";
 /// Tries to be the next; every one that fails means that another process was.
 const ATTEMPTS: u32 = 20;
-/// The longest pause between tries.
-const PAUSE_MS_MAX: u64 = 50;
 
 impl ScyllaStore {
     pub(super) async fn add_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
         let mut unknown = None;
-        for _ in 0..ATTEMPTS {
-            let newest = self.read_fence(&self.statements().newest_fence_settled).await?;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                pause_before(attempt).await;
+            }
+            let newest = match self.read_fence(&self.statements().newest_fence_settled).await {
+                Ok(newest) => newest,
+                Err(error) if error.kind() == Kind::Unavailable => {
+                    unknown = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             // The nonce is random and ours: there already, if an earlier try was applied and its answer lost.
             if let Some(newest) = newest.filter(|newest| newest.nonce == nonce) {
                 return Ok(newest);
@@ -33,7 +39,6 @@ impl ScyllaStore {
                 Conditional::Refused => {}
                 Conditional::Unknown(error) => unknown = Some(error),
             }
-            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=PAUSE_MS_MAX))).await;
         }
         Err(unknown.unwrap_or_else(|| Error::unavailable("store_unavailable", "the fence could not be registered")))
     }

@@ -4,15 +4,15 @@ use scylla::DeserializeRow;
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
-use super::session::Conditional;
+use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, corrupt, id_of, int, ttl_until, uint, uuid_of};
 use crate::domain::{PostId, ProducerId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ports::{KeyClaim, KeyHolder};
 
-/// Tries of a claim. Each ends with a serial read, so a second is needed only where an answer was lost or a key went
-/// just now.
-const ATTEMPTS: u32 = 5;
+/// Tries of a claim. Each ends with a serial read, so a second is needed only where rivals stopped each other, an answer
+/// was lost, or a key went just now.
+const ATTEMPTS: u32 = 8;
 
 #[derive(DeserializeRow)]
 struct HolderCells {
@@ -42,18 +42,21 @@ impl ScyllaStore {
     pub(super) async fn claim(&self, claim: &KeyClaim) -> Result<KeyHolder> {
         let mine = KeyHolder { fingerprint: claim.fingerprint, post_id: claim.post_id, chunk_size: claim.chunk_size };
         let (mut outlived, mut unknown) = (None, None);
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                pause_before(attempt).await;
+            }
             match self.try_claim(claim, outlived).await? {
                 Conditional::Applied => return Ok(mine),
                 Conditional::Refused => {}
                 Conditional::Unknown(error) => unknown = Some(error),
             }
             // Whose it is now. Ours, if an earlier try was applied: nobody else has this post's id.
-            let holder = self.read_holder(&self.statements().key_settled, &claim.producer, &claim.key).await?;
-            match holder {
-                Some(holder) if holder.post_id == mine.post_id || self.is_alive(&holder) => return Ok(holder),
-                Some(holder) => outlived = Some(holder.post_id),
-                None => outlived = None,
+            match self.read_holder(&self.statements().key_settled, &claim.producer, &claim.key).await {
+                Ok(Some(holder)) if holder.post_id == mine.post_id || self.is_alive(&holder) => return Ok(holder),
+                Ok(holder) => outlived = holder.map(|holder| holder.post_id),
+                Err(error) if error.kind() == Kind::Unavailable => unknown = Some(error),
+                Err(error) => return Err(error),
             }
         }
         let detail = "the idempotency key could not be claimed";

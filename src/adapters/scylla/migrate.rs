@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use scylla::client::session::Session;
 use scylla::serialize::row::SerializeRow;
-use scylla::statement::Consistency;
 use scylla::statement::unprepared::Statement;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::options::ClusterOptions;
-use super::session::{applied, connect, corrupt, store_error};
+use super::session::{Conditional, connect, corrupt, judge, pause_before, store_error};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
@@ -37,6 +36,8 @@ const FILES_SCYLLA: &[File] = &[File {
 
 /// How long a lease lasts without being renewed; more than any single statement takes.
 const LEASE_S: i32 = 120;
+/// Tries to renew a lease while rivals ask for it.
+const RENEW_ATTEMPTS: u32 = 10;
 /// Between looks at a lease that somebody else holds.
 const LEASE_LOOK: Duration = Duration::from_millis(250);
 /// One connection is enough, and a statement that changes the schema may take long.
@@ -214,30 +215,39 @@ impl Migration<'_> {
         self.session.query_unpaged(text, values).await.map(|_| ()).map_err(store_error)
     }
 
-    /// Waits for the lease. An answer that is lost leaves a lease that ends by itself.
+    /// Waits for the lease. Where an answer was lost it may be ours already: renewing it tells.
     async fn acquire(&self) -> Result<Uuid> {
         let (owner, begun) = (Uuid::from_bytes(rand::random()), Instant::now());
+        let mut maybe_ours = false;
         loop {
             let text = format!(
                 "INSERT INTO {}.leases (name, owner) VALUES ('migrate', ?) IF NOT EXISTS USING TTL ?",
                 self.keyspace
             );
-            if self.conditional(text, (owner, LEASE_S)).await? {
-                return Ok(owner);
+            match self.conditional(text, (owner, LEASE_S)).await? {
+                Conditional::Applied => return Ok(owner),
+                Conditional::Refused if maybe_ours && self.renew(owner).await.is_ok() => return Ok(owner),
+                Conditional::Refused => {}
+                Conditional::Unknown(_) => maybe_ours = true,
             }
             if begun.elapsed() >= self.options.lease_wait {
                 let detail = format!("another process has been migrating {} for too long", self.keyspace);
                 return Err(Error::new(Kind::Conflict, "schema_locked", detail).with_retry_after(LEASE_LOOK));
             }
             tokio::time::sleep(LEASE_LOOK).await;
+            pause_before(0).await;
         }
     }
 
     async fn renew(&self, owner: Uuid) -> Result<()> {
         let text =
             format!("UPDATE {}.leases USING TTL ? SET owner = ? WHERE name = 'migrate' IF owner = ?", self.keyspace);
-        if self.conditional(text, (LEASE_S, owner, owner)).await? {
-            return Ok(());
+        for attempt in 0..RENEW_ATTEMPTS {
+            match self.conditional(text.clone(), (LEASE_S, owner, owner)).await? {
+                Conditional::Applied => return Ok(()),
+                Conditional::Refused => break,
+                Conditional::Unknown(_) => pause_before(attempt).await,
+            }
         }
         Err(Error::new(Kind::Conflict, "schema_locked", "another process has taken over the migration"))
     }
@@ -247,10 +257,8 @@ impl Migration<'_> {
         self.conditional(text, (owner,)).await.map(|_| ())
     }
 
-    async fn conditional(&self, text: String, values: impl SerializeRow) -> Result<bool> {
-        let mut statement = Statement::new(text);
-        statement.set_consistency(Consistency::LocalQuorum);
-        applied(self.session.query_unpaged(statement, values).await.map_err(store_error)?)
+    async fn conditional(&self, text: String, values: impl SerializeRow) -> Result<Conditional> {
+        judge(self.session.query_unpaged(text, values).await)
     }
 }
 

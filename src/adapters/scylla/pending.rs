@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::minutes::{Minutes, minute_of};
 use super::options::OUTLIVES_ROWS;
-use super::session::{Conditional, Requests};
+use super::session::{Conditional, Requests, pause_before};
 use super::statements::Statements;
 use super::{ScyllaStore, id_of, int, lock, uint, uuid_of};
 use crate::domain::{PostId, Time};
@@ -37,9 +37,12 @@ impl Scan {
     /// Where the scans before this one came to. The first ever begins now: nothing was written before somebody was
     /// connected.
     pub async fn load(requests: &Requests, statements: &Statements, now: Time) -> Result<Self> {
-        const ATTEMPTS: u32 = 5;
+        const ATTEMPTS: u32 = 8;
         let mut unknown = None;
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                pause_before(attempt).await;
+            }
             let found = requests.select::<(Option<i32>, Option<i64>)>(&statements.scan, (SCAN,)).await?;
             if let Some((low, full_at)) = found.first() {
                 let low = low.unwrap_or(0);

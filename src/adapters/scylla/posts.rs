@@ -7,17 +7,17 @@ use futures::future::join;
 use scylla::DeserializeRow;
 use uuid::Uuid;
 
-use super::session::Conditional;
+use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, corrupt, id_of, int, set, time_of, uint, uuid_of};
 use crate::domain::{Chunk, Post, PostId, PostState, ProducerId, Time};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ports::{Changed, Pending};
 
 /// Longer than this between the pending entry and the commit, and the relay may have passed the entry's minute, or even
 /// swept it.
 const LATE: Duration = Duration::from_secs(60);
 /// Tries of a change whose outcome stays unknown.
-const CHANGE_ATTEMPTS: u32 = 3;
+const CHANGE_ATTEMPTS: u32 = 6;
 /// How many versions back the writer of a version is known.
 const OP_IDS: u32 = 16;
 
@@ -136,14 +136,25 @@ impl ScyllaStore {
 
     async fn change_settled(&self, expected: u32, post: &Post, ttl: i32, op_id: Uuid) -> Result<Changed> {
         let mut unknown = None;
-        for _ in 0..CHANGE_ATTEMPTS {
+        for attempt in 0..CHANGE_ATTEMPTS {
+            if attempt > 0 {
+                pause_before(attempt).await;
+            }
             match self.try_change(expected, post, ttl, op_id).await? {
                 Conditional::Applied => return Ok(Changed::Applied),
                 Conditional::Refused => {}
                 Conditional::Unknown(error) => unknown = Some(error),
             }
             // The serial read completes what a coordinator has begun. A refusal may be our own earlier try's doing.
-            let Some((op_ids, version)) = self.read_settled(post.id).await? else { return Ok(Changed::Missing) };
+            let (op_ids, version) = match self.read_settled(post.id).await {
+                Ok(Some(settled)) => settled,
+                Ok(None) => return Ok(Changed::Missing),
+                Err(error) if error.kind() == Kind::Unavailable => {
+                    unknown = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if op_ids.get(&op_slot(post.version)) == Some(&op_id) {
                 return Ok(Changed::Applied);
             }

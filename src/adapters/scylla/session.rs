@@ -28,6 +28,9 @@ const WRITE_ATTEMPTS: u32 = 3;
 /// The pause before the second try; doubled before the third.
 const WRITE_PAUSE: Duration = Duration::from_millis(50);
 
+/// The longest pause after rivals stopped each other for the first time, milliseconds; it doubles up to five times.
+const RIVALS_PAUSE_MS: u64 = 20;
+
 /// How requests are made, by whom they serve.
 #[derive(Clone, Debug)]
 pub struct Profiles {
@@ -188,16 +191,27 @@ impl Requests {
             let _permit = self.permit().await?;
             self.session.execute_unpaged(statement, values).await
         };
-        match outcome {
-            Ok(result) => applied(result).map(|yes| if yes { Conditional::Applied } else { Conditional::Refused }),
-            Err(error) if is_transient(&error) => Ok(Conditional::Unknown(store_error(error))),
-            Err(error) => Err(store_error(error)),
-        }
+        judge(outcome)
     }
 }
 
+/// What the answer to a conditional write says.
+pub fn judge(outcome: Result<QueryResult, ExecutionError>) -> Result<Conditional> {
+    match outcome {
+        Ok(result) => applied(result).map(|yes| if yes { Conditional::Applied } else { Conditional::Refused }),
+        Err(error) if is_transient(&error) => Ok(Conditional::Unknown(store_error(error))),
+        Err(error) => Err(store_error(error)),
+    }
+}
+
+/// A random pause before try number `attempt`: rivals that stopped each other must not meet again at once.
+pub async fn pause_before(attempt: u32) {
+    let longest = RIVALS_PAUSE_MS << attempt.min(5);
+    tokio::time::sleep(Duration::from_millis(rand::random_range(0..=longest))).await;
+}
+
 /// Whether a conditional write was applied.
-pub fn applied(result: QueryResult) -> Result<bool> {
+fn applied(result: QueryResult) -> Result<bool> {
     let rows = result.into_rows_result().map_err(corrupt)?;
     let row = rows.first_row::<Row>().map_err(corrupt)?;
     match row.columns.first() {

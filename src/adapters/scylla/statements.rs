@@ -159,7 +159,7 @@ statements! {
     register_fence: Lwt "INSERT INTO {keyspace}.fences (scope, seq, nonce, replid, created_at) VALUES (?, ?, ?, ?, ?) \
         IF NOT EXISTS",
     /// Where a scan begins.
-    scan: SerialRead "SELECT low_minute, full_at FROM {keyspace}.relay WHERE scan = ?",
+    scan: Read "SELECT low_minute, full_at FROM {keyspace}.relay WHERE scan = ?",
     /// Where the first scan ever begins.
     begin_scan: Lwt "INSERT INTO {keyspace}.relay (scan, low_minute, full_at) VALUES (?, ?, ?) IF NOT EXISTS",
     /// Where the next one begins.
