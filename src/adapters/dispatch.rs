@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::embedded::{EmbeddedQueue, EmbeddedRevisions, EmbeddedStore};
 use super::rabbitmq::RabbitQueue;
 use super::redis::RedisRevisions;
+use super::scylla::ScyllaStore;
 use crate::domain::*;
 use crate::error::Result;
 use crate::ports::{self, Delivery, KeyClaim, KeyHolder, MarkBump, MarkOrder, Marked, Path};
@@ -15,6 +16,8 @@ use crate::ports::{Changed, Pending, PendingPage, RowsWritten, Settled, Window};
 pub enum Store {
     /// On this machine's disk.
     Embedded(EmbeddedStore),
+    /// In a ScyllaDB (or Cassandra) cluster.
+    Scylla(ScyllaStore),
 }
 
 /// The queue in use.
@@ -40,6 +43,7 @@ impl Store {
     pub fn for_path(&self, path: Path) -> Self {
         match self {
             Self::Embedded(inner) => Self::Embedded(inner.for_path(path)),
+            Self::Scylla(inner) => Self::Scylla(inner.for_path(path)),
         }
     }
 
@@ -47,6 +51,7 @@ impl Store {
     pub fn reads(&self, path: Path) -> u64 {
         match self {
             Self::Embedded(inner) => inner.reads().of(path),
+            Self::Scylla(inner) => inner.reads().of(path),
         }
     }
 
@@ -54,6 +59,7 @@ impl Store {
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Embedded(inner) => inner.check(),
+            Self::Scylla(inner) => inner.check(),
         }
     }
 }
@@ -74,7 +80,7 @@ macro_rules! forward {
 
 impl ports::Store for Store {
     forward! {
-        [Embedded]
+        [Embedded Scylla]
         claim_key(claim: &KeyClaim) -> Result<KeyHolder>;
         key_holder(producer: &ProducerId, key: &str) -> Result<Option<KeyHolder>>;
         create_post(post: &Post, chunks: &[Chunk]) -> Result<()>;

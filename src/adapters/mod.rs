@@ -3,7 +3,10 @@
 pub mod embedded;
 pub mod rabbitmq;
 pub mod redis;
+pub mod scylla;
 
 mod dispatch;
+mod reads;
 
 pub use dispatch::{Queue, Revisions, Store};
+pub use reads::Reads;

@@ -57,7 +57,7 @@ pub async fn revisions(records_max: usize) -> Option<(EmbeddedRevisions, ())> {
     Some((EmbeddedRevisions::new(fence, RevisionLimits { records_max, waiters_max: 100 }), ()))
 }
 
-crate::store_suite!(store, super::OpenStore::new());
+crate::store_suite!(store, async { Some(super::OpenStore::new().await) });
 crate::queue_suite!(queue_suite, super::queue(4));
 crate::revisions_suite!(revisions_suite, super::revisions(1_000));
 

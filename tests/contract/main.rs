@@ -2,6 +2,7 @@
 
 mod cluster_queue;
 mod cluster_revisions;
+mod cluster_store;
 mod embedded;
 mod queue;
 mod redis_server;

@@ -5,7 +5,6 @@ mod committer;
 mod folder;
 mod keys;
 mod queue;
-mod reads;
 mod record_table;
 mod revisions;
 mod store;
@@ -14,7 +13,6 @@ mod tables;
 
 pub use folder::Folder;
 pub use queue::EmbeddedQueue;
-pub use reads::Reads;
 pub use revisions::{EmbeddedRevisions, RevisionLimits};
 pub use store::EmbeddedStore;
 pub use tables::StoreOptions;

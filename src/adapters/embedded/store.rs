@@ -10,8 +10,8 @@ use super::Folder;
 use super::codec::*;
 use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
 use super::keys::{self, InboxPart};
-use super::reads::Reads;
 use super::tables::{StoreOptions, Tables, newest_pending, open_database, open_tables};
+use crate::adapters::reads::Reads;
 use crate::domain::*;
 use crate::error::{Error, Result};
 use crate::ports::{

@@ -1,0 +1,57 @@
+//! The registry of the revision store's lives.
+
+use scylla::statement::prepared::PreparedStatement;
+
+use super::session::{Conditional, pause_before};
+use super::{ScyllaStore, int, uint};
+use crate::domain::Fence;
+use crate::error::{Error, Kind, Result};
+
+/// There is one revision store.
+const SCOPE: &str = "main";
+/// Tries to be the next; every one that fails means that another process was.
+const ATTEMPTS: u32 = 20;
+
+impl ScyllaStore {
+    pub(super) async fn add_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
+        let mut unknown = None;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                pause_before(attempt).await;
+            }
+            let newest = match self.read_fence(&self.statements().newest_fence_settled).await {
+                Ok(newest) => newest,
+                Err(error) if error.kind() == Kind::Unavailable => {
+                    unknown = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            // The nonce is random and ours: there already, if an earlier try was applied and its answer lost.
+            if let Some(newest) = newest.as_ref().filter(|(newest, _)| newest.nonce == nonce) {
+                return Ok(newest.0);
+            }
+            let next = newest.map_or(0, |(newest, _)| newest.seq).checked_add(1);
+            let seq = next.ok_or_else(|| Error::internal("the fence registry is used up"))?;
+            let values = (SCOPE, int(seq)?, nonce.cast_signed(), replid, self.now().micros());
+            match self.shared.requests.conditional(&self.statements().register_fence, values).await? {
+                Conditional::Applied => return Ok(Fence { seq, nonce }),
+                Conditional::Refused => {}
+                Conditional::Unknown(error) => unknown = Some(error),
+            }
+        }
+        Err(unknown.unwrap_or_else(|| Error::unavailable("store_unavailable", "the fence could not be registered")))
+    }
+
+    pub(super) async fn read_newest_fence(&self) -> Result<Option<(Fence, String)>> {
+        self.read_fence(&self.statements().newest_fence).await
+    }
+
+    async fn read_fence(&self, statement: &PreparedStatement) -> Result<Option<(Fence, String)>> {
+        let rows = self.select::<(i32, i64, String)>(statement, (SCOPE,)).await?;
+        let decode = |(seq, nonce, replid): &(i32, i64, String)| {
+            Ok((Fence { seq: uint(*seq, "a fence")?, nonce: nonce.cast_unsigned() }, replid.clone()))
+        };
+        rows.first().map(decode).transpose()
+    }
+}

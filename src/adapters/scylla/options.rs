@@ -1,0 +1,136 @@
+//! How to reach the cluster, and the limits of what is asked of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+
+/// Posts and chunks stay this much longer than the rows that point to them.
+pub(super) const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The longest keyspace name that both ScyllaDB and Cassandra take.
+const KEYSPACE_BYTES_MAX: usize = 48;
+
+/// A user of the cluster.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The name.
+    pub user: String,
+    /// The password; never shown.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// Where the cluster is, and which keyspace.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// `host:port`; the driver finds the other nodes itself, under the same port.
+    pub contact_points: Vec<String>,
+    /// Lower case, digits and underscores.
+    pub keyspace: String,
+    /// The data centre to stay in; requests do not leave it. `None`: there is only one.
+    pub datacenter: Option<String>,
+    /// Copies of each row in a data centre; used when the keyspace is created.
+    pub replication_factor: u32,
+    /// Who we are, where the cluster asks.
+    pub credentials: Option<Credentials>,
+    /// How long to try to connect.
+    pub connect_timeout: Duration,
+}
+
+impl ClusterOptions {
+    /// The name goes into CQL text, so it is checked rather than quoted.
+    pub(super) fn check(&self) -> Result<()> {
+        let name = &self.keyspace;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let first = name.chars().next().is_some_and(|c| c.is_ascii_lowercase());
+        if !first || !name.chars().all(plain) || name.len() > KEYSPACE_BYTES_MAX {
+            let detail = format!(
+                "must begin with a letter and have 1 to {KEYSPACE_BYTES_MAX} of a-z, 0-9 and _, but is {name:?}"
+            );
+            return Err(Error::invalid("invalid_keyspace", "keyspace", detail));
+        }
+        if self.datacenter.as_deref().is_some_and(|name| name.is_empty() || name.contains(['\'', '\\'])) {
+            return Err(Error::invalid("invalid_datacenter", "datacenter", "must be the name of a data centre"));
+        }
+        if self.replication_factor == 0 {
+            return Err(Error::invalid("invalid_replication", "replication_factor", "must be at least 1"));
+        }
+        Ok(())
+    }
+
+    /// The replication of a new keyspace.
+    pub(super) fn replication(&self) -> String {
+        let where_to = self.datacenter.as_deref().unwrap_or("replication_factor");
+        format!("{{'class': 'NetworkTopologyStrategy', '{where_to}': {}}}", self.replication_factor)
+    }
+}
+
+/// How to open the store.
+#[derive(Clone, Debug)]
+pub struct ScyllaOptions {
+    /// Where the cluster is.
+    pub cluster: ClusterOptions,
+    /// Connections to each shard; a Cassandra node counts as one shard, so it wants several.
+    pub connections_per_shard: usize,
+    /// Requests under way at the same time, of this process. Past it they wait here: a request the driver gave up still
+    /// occupies its connection.
+    pub in_flight_max: usize,
+    /// How long a read for a client may take.
+    pub read_timeout: Duration,
+    /// How long a write may take. One whose outcome is unknown is tried three times in all.
+    pub write_timeout: Duration,
+    /// How long a conditional write may take.
+    pub lwt_timeout: Duration,
+    /// Rows of one replica set in a batch; 1 turns batches off.
+    pub batch_rows_max: usize,
+    /// Requests of one chunk, page or batch that are under way at the same time.
+    pub request_concurrency: usize,
+    /// How long rows live.
+    pub inbox_ttl: Duration,
+    /// How long idempotency keys live.
+    pub idempotency_ttl: Duration,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(keyspace: &str) -> ClusterOptions {
+        ClusterOptions {
+            contact_points: Vec::new(),
+            keyspace: keyspace.into(),
+            datacenter: None,
+            replication_factor: 3,
+            credentials: Some(Credentials { user: "ana".into(), password: "hush".into() }),
+            connect_timeout: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn names_that_could_break_out_of_the_text_are_refused() {
+        assert!(named("fanfold_2").check().is_ok());
+        for bad in ["", "2x", "Fanfold", "a b", "a;drop", "a\"", &"x".repeat(49)] {
+            assert_eq!(named(bad).check().expect_err(bad).code(), "invalid_keyspace");
+        }
+        let datacenter = Some("dc' : 1".into());
+        let error = ClusterOptions { datacenter, ..named("f") }.check().expect_err("quoted");
+        assert_eq!(error.code(), "invalid_datacenter");
+    }
+
+    #[test]
+    fn replication_names_the_data_centre_if_there_is_one() {
+        assert_eq!(named("f").replication(), "{'class': 'NetworkTopologyStrategy', 'replication_factor': 3}");
+        let here = ClusterOptions { datacenter: Some("dc1".into()), ..named("f") };
+        assert_eq!(here.replication(), "{'class': 'NetworkTopologyStrategy', 'dc1': 3}");
+        assert!(!format!("{here:?}").contains("hush"));
+    }
+}

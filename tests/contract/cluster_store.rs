@@ -1,0 +1,265 @@
+//! The store in a real cluster under the suite, where `FANFOLD_TEST_CQL` names one: `host:port`, several separated by
+//! commas. `dev/stack up cassandra` starts one. `FANFOLD_TEST_CQL_REPLICATION` is how many copies of a row there are: 1,
+//! unless it says otherwise.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use fanfold::adapters::scylla::{
+    ClusterOptions, MigrateOptions, MigrationReport, ScyllaOnly, ScyllaOptions, ScyllaStore, migrate,
+};
+use fanfold::clock::Clock;
+use fanfold::domain::{Audience, Chunk, Done, Mark, Post, PostId, PostState, ViewerId, Withdrawal};
+use fanfold::ports::{MarkOrder, Pending, Settled, Store as _};
+use tokio::sync::OnceCell;
+
+use crate::{START, next_version, post_at, viewer};
+
+const SERVER: &str = "FANFOLD_TEST_CQL";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Where the server is; says that a test is left out where there is none. Not with `println!`, which is kept from the
+/// reader as long as a test passes.
+fn server() -> Option<Vec<String>> {
+    if let Some(points) = std::env::var(SERVER).ok().filter(|points| !points.is_empty()) {
+        return Some(points.split(',').map(str::to_owned).collect());
+    }
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "left out: {test}: {SERVER} is not set");
+    None
+}
+
+fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
+    ClusterOptions {
+        contact_points,
+        keyspace: keyspace.to_owned(),
+        datacenter: None,
+        replication_factor: std::env::var("FANFOLD_TEST_CQL_REPLICATION").map_or(1, |n| n.parse().expect("a number")),
+        credentials: None,
+        connect_timeout: Duration::from_secs(20),
+    }
+}
+
+fn migration(cluster: ClusterOptions) -> MigrateOptions {
+    MigrateOptions {
+        cluster,
+        scylla: ScyllaOnly::default(),
+        lease_wait: Duration::from_secs(60),
+        clock: Clock::manual(START),
+    }
+}
+
+fn fresh_keyspace() -> String {
+    format!("fanfold_test_{:08x}", rand::random::<u32>())
+}
+
+/// The keyspace of this run, migrated once.
+async fn keyspace(points: &[String]) -> &'static str {
+    static KEYSPACE: OnceCell<String> = OnceCell::const_new();
+    let make = || async {
+        let keyspace = fresh_keyspace();
+        migrate(&migration(cluster(points.to_vec(), &keyspace))).await.expect("migrated");
+        keyspace
+    };
+    KEYSPACE.get_or_init(make).await
+}
+
+fn options(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaOptions {
+    ScyllaOptions {
+        cluster: cluster(points.to_vec(), keyspace),
+        connections_per_shard: 2,
+        in_flight_max: 128,
+        read_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
+        lwt_timeout: Duration::from_secs(20),
+        batch_rows_max: 16,
+        request_concurrency: 32,
+        inbox_ttl: 30 * DAY,
+        idempotency_ttl: DAY,
+        clock: clock.clone(),
+    }
+}
+
+async fn connect(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaStore {
+    ScyllaStore::connect(options(points, keyspace, clock)).await.expect("connected")
+}
+
+/// A connection of its own to the keyspace of the run, with the clock it goes by.
+struct OpenStore {
+    store: ScyllaStore,
+    clock: Clock,
+    points: Vec<String>,
+}
+
+impl OpenStore {
+    async fn new() -> Option<Self> {
+        let points = server()?;
+        let clock = Clock::manual(START);
+        let store = connect(&points, keyspace(&points).await, &clock).await;
+        Some(Self { store, clock, points })
+    }
+
+    /// A second process on the same keyspace, with a clock of its own.
+    async fn other(&self) -> (ScyllaStore, Clock) {
+        let clock = Clock::manual(START);
+        (connect(&self.points, keyspace(&self.points).await, &clock).await, clock)
+    }
+}
+
+crate::store_suite!(store, super::OpenStore::new());
+
+#[tokio::test]
+async fn migrating_is_idempotent_and_safe_at_the_same_time() {
+    let Some(points) = server() else { return };
+    let cluster = cluster(points, &fresh_keyspace());
+    let options = migration(cluster.clone());
+    let reports = futures::future::join_all((0..4).map(|_| migrate(&options))).await;
+    let reports: Vec<MigrationReport> = reports.into_iter().map(|report| report.expect("migrated")).collect();
+    assert_eq!(reports.iter().filter(|report| !report.applied.is_empty()).count(), 1, "{reports:?}");
+    assert!(reports.iter().all(|report| report.version == 1));
+    let again = migrate(&options).await.expect("migrated again");
+    assert_eq!(again, MigrationReport { applied: Vec::new(), version: 1 });
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_and_a_missing_one_is_named() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    let options = migration(cluster(points.clone(), &name));
+    migrate(&options).await.expect("migrated");
+    let session = scylla::client::session_builder::SessionBuilder::new().known_nodes(&points).build().await;
+    let session = session.expect("connected");
+    let newer = format!(
+        "INSERT INTO {name}.schema_migrations (scope, number, name, checksum, applied_at) \
+         VALUES ('schema', 99, '099_later.cql', 'x', 0)"
+    );
+    session.query_unpaged(newer, ()).await.expect("written");
+    assert_eq!(migrate(&options).await.expect_err("newer").code(), "schema_newer");
+    connect(&points, &name, &Clock::manual(START)).await.check().expect("an older release goes on working");
+
+    let options = self::options(&points, &fresh_keyspace(), &Clock::manual(START));
+    assert_eq!(ScyllaStore::connect(options).await.expect_err("no schema").code(), "schema_missing");
+}
+
+#[tokio::test]
+async fn a_mark_wins_over_an_earlier_one_by_a_fast_clock() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (ben, post) = (viewer("ben"), post_at(START, 1));
+    let chunks = [Chunk { no: 0, viewers: [ben.clone()].into() }];
+    opened.store.create_post(&post, &chunks).await.expect("created");
+    opened.store.write_rows(&post, std::slice::from_ref(&ben)).await.expect("written");
+    let ids = [post.id];
+    let order = |value, now| MarkOrder { viewer: &ben, post_ids: &ids, mark: Mark::Archived, value, now };
+    opened.store.mark(&order(true, START.after(DAY))).await.expect("marked");
+    let cleared = opened.store.mark(&order(false, START)).await.expect("cleared");
+    assert_eq!(cleared.changed, ids);
+    let row = opened.store.rows(&ben, &ids).await.expect("read")[0].expect("there");
+    assert!(!row.marks.has(Mark::Archived));
+    opened.store.clear_intent(&ben, cleared.intent.expect("a bump may be lost")).await.expect("cleared");
+}
+
+#[tokio::test]
+async fn a_thousand_marks_and_ids_are_one_order() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let ben = viewer("ben");
+    let posts: Vec<Post> = (0..300).map(|_| post_at(START, 1)).collect();
+    let chunk = |viewer: &ViewerId| Chunk { no: 0, viewers: [viewer.clone()].into() };
+    for post in &posts {
+        opened.store.create_post(post, &[chunk(&ben)]).await.expect("created");
+        opened.store.write_rows(post, std::slice::from_ref(&ben)).await.expect("written");
+    }
+    let mut ids: Vec<PostId> = posts.iter().map(|post| post.id).collect();
+    ids.extend((0..700).map(|_| PostId::new(START, rand::random())));
+    let order = MarkOrder { viewer: &ben, post_ids: &ids, mark: Mark::Read, value: true, now: START };
+    let marked = opened.store.mark(&order).await.expect("marked");
+    assert_eq!((marked.changed.len(), marked.rows.len()), (300, 300));
+    let rows = opened.store.rows(&ben, &ids).await.expect("read");
+    assert!(rows[..300].iter().flatten().all(|row| row.marks.has(Mark::Read)));
+    assert_eq!((rows.len(), rows.iter().flatten().count()), (1_000, 300));
+    assert_eq!(opened.store.window(&ben, 1_000).await.expect("read").rows.len(), 300);
+}
+
+#[tokio::test]
+async fn rows_of_a_large_chunk_are_all_there_and_replays_lose_to_later_versions() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let names: Vec<String> = (0..500).map(|n| format!("v{n}-{}", rand::random::<u64>())).collect();
+    let audience = Audience::parse("viewers", &names, 1_000).expect("valid");
+    let post = Post { chunk_size: 500, ..post_at(START, 500) };
+    opened.store.create_post(&post, &audience.chunks(500)).await.expect("created");
+    let edited = Post { expires_at: Some(START.after(DAY)), ..next_version(&post) };
+    opened.store.change_post(1, &edited).await.expect("changed");
+    opened.store.write_rows(&edited, audience.viewers()).await.expect("written");
+    let cleared = Post { expires_at: None, ..next_version(&edited) };
+    opened.store.change_post(2, &cleared).await.expect("changed");
+    opened.store.write_rows(&cleared, audience.viewers()).await.expect("written");
+    for viewer in audience.viewers() {
+        let window = opened.store.window(viewer, 2).await.expect("read");
+        let seen: Vec<_> = window.rows.iter().map(|row| (row.post_id, row.version, row.expires_at)).collect();
+        assert_eq!(seen, [(post.id, 3, None)], "an expiry that was taken back is gone");
+    }
+    let found = opened.store.chunk(post.id, 0).await.expect("read").expect("there");
+    assert_eq!(*found.viewers, *audience.viewers());
+}
+
+#[tokio::test]
+async fn what_a_lost_edit_leaves_behind_takes_no_chunks_with_it() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (ben, post) = (viewer("ben"), post_at(START, 1));
+    let chunks = [Chunk { no: 0, viewers: [ben].into() }];
+    opened.store.create_post(&post, &chunks).await.expect("created");
+    let loser = Pending { since: START, post_id: post.id, version: 2 };
+    opened.store.settle(&[Settled::Garbage(loser)]).await.expect("settled");
+    assert!(opened.store.chunk(post.id, 0).await.expect("read").is_some());
+    // Swept for real, and then tried again with the same key: the chunk is back, and can be done.
+    let page = opened.store.pending(None, 10_000).await.expect("read");
+    let entry = page.entries.into_iter().find(|entry| entry.post_id == post.id).expect("pending");
+    opened.store.settle(&[Settled::Garbage(entry)]).await.expect("settled");
+    assert_eq!(opened.store.chunk(post.id, 0).await.expect("read"), None);
+    opened.store.create_post(&post, &chunks).await.expect("created again");
+    assert!(opened.store.chunk(post.id, 0).await.expect("read").is_some());
+    let done = Done { version: 1, fence: 1 };
+    opened.store.chunk_done(post.id, 0, done, true).await.expect("recorded");
+    assert!(opened.store.chunk_states(post.id, 0..1).await.expect("read")[0].is_done(1, 1));
+}
+
+#[tokio::test]
+async fn another_process_sees_withdrawals_until_they_are_settled() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (other, _) = opened.other().await;
+    let post = post_at(START, 1);
+    let chunks = [Chunk { no: 0, viewers: [viewer("ben")].into() }];
+    opened.store.create_post(&post, &chunks).await.expect("created");
+    other.withdrawals().await.expect("read");
+    let retracted = Post { state: PostState::Retracted, ..next_version(&post) };
+    opened.store.change_post(1, &retracted).await.expect("changed");
+    let mine = |found: Vec<Withdrawal>| found.into_iter().filter(|w| w.post_id == post.id).count();
+    assert_eq!(mine(other.withdrawals().await.expect("read")), 1);
+    let page = other.pending(None, 10_000).await.expect("read");
+    let entries: Vec<_> = page.entries.into_iter().filter(|entry| entry.post_id == post.id).collect();
+    assert_eq!(entries.len(), 2);
+    let settled: Vec<_> = entries.into_iter().map(Settled::Done).collect();
+    other.settle(&settled).await.expect("settled");
+    assert_eq!(mine(opened.store.withdrawals().await.expect("read")), 0);
+}
+
+#[tokio::test]
+async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
+    let clock = Clock::manual(START);
+    // The shorter rows live, the less there is to scan: a week and an hour.
+    let options = ScyllaOptions { inbox_ttl: Duration::from_secs(3600), ..options(&points, &name, &clock) };
+    let relay = ScyllaStore::connect(options).await.expect("connected");
+    let slow_clock = Clock::manual(START.before(Duration::from_secs(3600)));
+    let slow = connect(&points, &name, &slow_clock).await;
+    let post = post_at(START, 1);
+    slow.create_post(&post, &[Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
+    assert_eq!(relay.pending(None, 10).await.expect("read").entries, [], "before the low-water mark");
+    clock.set(START.after(DAY));
+    let found = relay.pending(None, 10).await.expect("read").entries;
+    assert_eq!(found.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [post.id]);
+    let restarted = connect(&points, &name, &clock).await;
+    let found = restarted.pending(None, 10).await.expect("read").entries;
+    assert_eq!(found.len(), 1, "the low-water mark went back with it");
+}
