@@ -50,8 +50,6 @@ pub struct Relay {
     started: Time,
     /// Where the next pass goes on; `None` to begin a new round.
     cursor: Option<Pending>,
-    /// Where a round begins: nothing older is left. Saves walking over what was removed.
-    low_water: Option<Pending>,
     drives: HashMap<(PostId, u32), Drive>,
     seen: HashSet<PostId>,
     /// Withdrawals from before this round. Those whose post the round does not meet are complete.
@@ -92,7 +90,6 @@ impl Relay {
             limits,
             started,
             cursor: None,
-            low_water: None,
             drives: HashMap::new(),
             seen: HashSet::new(),
             candidates,
@@ -125,13 +122,10 @@ impl Relay {
     pub async fn pass(&mut self) -> Result<Pass> {
         let mut pass = Pass::default();
         while pass.looked < self.limits.scan_max as usize && !pass.round_done {
-            let from = self.cursor.or(self.low_water);
-            let limit = PAGE.min(self.limits.scan_max);
-            let page = self.store.pending(from, limit).await?;
+            let page = self.store.pending(self.cursor, PAGE.min(self.limits.scan_max)).await?;
             if self.cursor.is_none() {
                 let oldest = page.entries.first().map(|entry| self.clock.now().since(entry.since));
                 gauge!("fanfold_fanout_lag_seconds").set(oldest.unwrap_or_default().as_secs_f64());
-                self.low_water = page.entries.first().copied().or(self.low_water);
             }
             pass.looked += page.entries.len();
             self.look(&page.entries, &mut pass).await?;

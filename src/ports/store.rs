@@ -166,7 +166,8 @@ pub struct PendingPage {
 pub enum Settled {
     /// Every chunk is done: the entry goes.
     Done(Pending),
-    /// The post was never committed and no retry can come any more: the entry and the chunks go.
+    /// This version was never committed and no retry can come any more: the entry goes, and the chunks too if it was
+    /// the first version. A later one belongs to an editor that lost, and the chunks to a post that lives.
     Garbage(Pending),
 }
 
@@ -226,7 +227,8 @@ pub trait Store {
     /// Clears an intent whose bump has come.
     fn clear_intent(&self, viewer: &ViewerId, intent: u64) -> impl Future<Output = Result<()>> + Send;
 
-    /// Up to `limit` pending entries from `from` on (inclusive), oldest first.
+    /// Up to `limit` pending entries from `from` on (inclusive), oldest first. `None` begins a round: where that is, the
+    /// store knows, so that no round walks over what was settled long ago.
     fn pending(&self, from: Option<Pending>, limit: u32) -> impl Future<Output = Result<PendingPage>> + Send;
 
     /// Settles pending entries. May be lost in a crash.

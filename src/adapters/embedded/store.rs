@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread::JoinHandle;
 
 use fjall::{Database, Keyspace, Readable as _, Slice};
@@ -33,6 +34,8 @@ struct Shared {
     thread: Option<JoinHandle<()>>,
     reads: Arc<Reads>,
     options: StoreOptions,
+    /// The time of the oldest pending entry that the relay's last round met, in microseconds.
+    pending_head: AtomicI64,
     /// Let go last, when nothing writes any more.
     _folder: Folder,
 }
@@ -73,6 +76,7 @@ impl EmbeddedStore {
             thread: Some(thread),
             reads: Arc::new(Reads::default()),
             options,
+            pending_head: AtomicI64::new(0),
             _folder: folder,
         };
         Ok(Self { shared: Arc::new(shared), path: Path::System })
@@ -348,10 +352,13 @@ impl Store for EmbeddedStore {
     }
 
     async fn pending(&self, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
-        let from = from.map_or(Vec::new(), |entry| keys::pending(&entry).to_vec());
         self.scan(move |shared| {
+            // Entries are given rising times and only the relay removes them, so nothing is left before the oldest that
+            // the last round met. From the very start the scan would step over every one that was ever removed.
+            let head = || shared.pending_head.load(Ordering::Relaxed).to_be_bytes().to_vec();
+            let start = from.map_or_else(head, |entry| keys::pending(&entry).to_vec());
             let mut page = PendingPage::default();
-            for entry in shared.database.snapshot().range(&shared.tables.pending, from..) {
+            for entry in shared.database.snapshot().range(&shared.tables.pending, start..) {
                 let key = entry.key().map_err(store_error)?;
                 let entry =
                     keys::split_pending(&key).ok_or_else(|| Error::internal("a pending key of unknown form"))?;
@@ -361,6 +368,9 @@ impl Store for EmbeddedStore {
                 }
                 page.entries.push(entry);
             }
+            if let (None, Some(oldest)) = (from, page.entries.first()) {
+                shared.pending_head.store(oldest.since.micros(), Ordering::Relaxed);
+            }
             Ok(page)
         })
         .await
@@ -369,14 +379,19 @@ impl Store for EmbeddedStore {
     async fn settle(&self, settled: &[Settled]) -> Result<()> {
         let settled = settled.to_vec();
         self.commit(Durability::Buffered, move |tables, group| {
-            for entry in settled {
-                let (Settled::Done(pending) | Settled::Garbage(pending)) = entry;
-                group.remove(&tables.pending, keys::pending(&pending));
-                if let Settled::Garbage(_) = entry {
-                    for chunk in tables.chunks.prefix(pending.post_id.as_bytes()) {
-                        group.remove(&tables.chunks, chunk.key().map_err(store_error)?);
+            let mut chunks = Vec::new();
+            for entry in &settled {
+                if let Settled::Garbage(Pending { post_id, version: 1, .. }) = entry {
+                    for chunk in tables.chunks.prefix(post_id.as_bytes()) {
+                        chunks.push(chunk.key().map_err(store_error)?);
                     }
                 }
+            }
+            for Settled::Done(entry) | Settled::Garbage(entry) in settled {
+                group.remove(&tables.pending, keys::pending(&entry));
+            }
+            for chunk in chunks {
+                group.remove(&tables.chunks, chunk);
             }
             Ok(())
         })
