@@ -1,7 +1,7 @@
 //! Revisions in Redis: one packed record a viewer, under a fence that the store's registry confirms every second.
 //!
 //! There is one primary. Whoever connects asks who it is talking to before it uses the connection and every second
-//! while it does; a connection and its fence live and die together ([`life`]). Nothing reconnects underneath.
+//! while it does; a connection and its fence live and die together (`life.rs`). Nothing reconnects underneath.
 
 mod bells;
 mod connection;
