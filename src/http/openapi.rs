@@ -31,9 +31,10 @@ pub(super) const BODY: &[&str] = &[
     "unsupported_media_type",
 ];
 /// Codes of every route that reads the store.
-pub(super) const READ: &[&str] = &["store_corrupt", "store_failed"];
+pub(super) const READ: &[&str] = &["revisions_unavailable", "store_corrupt", "store_failed", "store_unavailable"];
 /// Codes of every route that writes to the store.
-pub(super) const WRITE: &[&str] = &["storage_full", "store_corrupt", "store_failed"];
+pub(super) const WRITE: &[&str] =
+    &["revisions_unavailable", "storage_full", "store_corrupt", "store_failed", "store_unavailable"];
 
 /// Makes a type that tells an operation's problem responses, from lists of codes.
 macro_rules! problems {

@@ -45,7 +45,7 @@ struct RevisionBody<'a> {
 }
 
 problems!(
-    PollProblems: QUERY, &["invalid_token", "invalid_viewer_id", "invalid_wait", "malformed_path"],
+    PollProblems: QUERY, &["invalid_token", "invalid_viewer_id", "invalid_wait", "malformed_path", "revisions_unavailable"],
 );
 
 /// Ask whether an inbox has changed
@@ -186,7 +186,7 @@ struct ResultBody<'a> {
 
 problems!(
     QueryProblems: BODY, QUERY,
-    &["empty_query", "invalid_token", "invalid_viewer_id", "query_too_large"],
+    &["empty_query", "invalid_token", "invalid_viewer_id", "query_too_large", "revisions_unavailable"],
 );
 
 /// Ask for many viewers at once
