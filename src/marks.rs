@@ -175,7 +175,7 @@ impl Marker {
             }
             since.filter(|token| token.matches(bump.before, self.clock.now())).zip(bump.after)
         };
-        let (items, counts, ends_at) = self.reader.after_marks(viewer, &post_ids).await?;
+        let (items, counts, ends_at) = self.reader.after_marks(&self.store, viewer, &post_ids).await?;
         let moved = moved.map(|(from, revision)| (from, next_token(from, revision, ends_at)));
         let post_ids = marked.rows.iter().map(|row| row.post_id).collect();
         Ok(MarkOutcome { moved, post_ids, items, counts })

@@ -202,11 +202,16 @@ impl Reader {
     }
 
     /// Items of an inbox by id, with the counts, after a change to them: what a mark answers.
-    pub async fn after_marks(&self, viewer: &ViewerId, ids: &[PostId]) -> Result<(Vec<Item>, Counts, Time)> {
-        let (view, mut window) = self.read_window(&self.pages, viewer).await?;
+    pub async fn after_marks(
+        &self,
+        store: &Store,
+        viewer: &ViewerId,
+        ids: &[PostId],
+    ) -> Result<(Vec<Item>, Counts, Time)> {
+        let (view, mut window) = self.read_window(store, viewer).await?;
         let shown: Vec<Row> =
             window.served.iter().filter(|row| ids.contains(&row.post_id) && view.shows(row)).copied().collect();
-        let (items, gone) = self.bodies.join(&self.pages, &view, &shown).await?;
+        let (items, gone) = self.bodies.join(store, &view, &shown).await?;
         window.drop_bodies(&gone);
         let (counts, _) = view.summarize(&window.served);
         let ends_at = shown.iter().map(|row| view.ends_at(row)).min().unwrap_or(Time::MAX);
