@@ -15,6 +15,10 @@ use crate::ports::{Queue as _, Revisions as _, RowsWritten, Store as _};
 /// How long a worker pauses after a failure, so that a broken dependency is not hammered.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(200);
 
+/// Rows are written until this long after their life is over, lest a clock that runs ahead for a moment skips rows of a
+/// post that lives. Readers hide them meanwhile.
+const OVERDUE: Duration = Duration::from_secs(24 * 3600);
+
 /// What fan-out needs.
 #[derive(Clone, Debug)]
 pub struct Fanout {
@@ -109,7 +113,7 @@ impl Fanout {
     /// to live.
     async fn write_rows(&self, task: &Task, mut post: Post) -> Result<(Post, bool)> {
         loop {
-            if post.id.time().after(self.inbox_ttl) <= self.clock.now() {
+            if post.id.time().after(self.inbox_ttl).after(OVERDUE) <= self.clock.now() {
                 return Ok((post, false));
             }
             match self.store.write_rows(&post, &task.chunk.viewers).await? {

@@ -60,9 +60,7 @@ impl Marker {
     ) -> Result<MarkOutcome> {
         let this = self.clone();
         uninterrupted(async move {
-            let view = this.reader.view();
-            let rows = this.store.rows(&viewer, &[post_id]).await?;
-            if !rows.iter().flatten().any(|row| view.shows(row)) {
+            if this.present(&viewer, vec![post_id]).await?.is_empty() {
                 let detail = format!("there is no item {post_id} in this inbox");
                 return Err(Error::not_found("item_not_found", detail));
             }
@@ -91,18 +89,22 @@ impl Marker {
                 Target::Posts(ids) => this.present(&viewer, ids).await?,
                 Target::Through(token) => this.through(&viewer, token, mark, value).await?,
             };
-            this.apply(&viewer, ids, mark, value, since).await
+            let mut outcome = this.apply(&viewer, ids, mark, value, since).await?;
+            if mark == Mark::Archived && !value {
+                // Items come back to the list, and this answer does not bring them: the client must fetch.
+                outcome.moved = None;
+            }
+            Ok(outcome)
         })
         .await
     }
 
-    /// Those of `ids` that are in the inbox, each once.
+    /// Those of `ids` that are served in this inbox, each once.
     async fn present(&self, viewer: &ViewerId, ids: Vec<PostId>) -> Result<Vec<PostId>> {
         let view = self.reader.view();
-        let rows = self.store.rows(viewer, &ids).await?;
-        let mut seen = HashSet::new();
-        let shown = rows.iter().flatten().filter(|row| view.shows(row)).map(|row| row.post_id);
-        Ok(shown.filter(|id| seen.insert(*id)).collect())
+        let rows = self.reader.served_rows(&self.store, viewer).await?;
+        let mut served: HashSet<PostId> = rows.iter().filter(|row| view.shows(row)).map(|row| row.post_id).collect();
+        Ok(ids.into_iter().filter(|id| served.remove(id)).collect())
     }
 
     /// The items that were there at `token` and lack the mark.
@@ -144,6 +146,8 @@ impl Marker {
         let mut unfinished = HashSet::new();
         for (row, post) in rows.iter().zip(posts) {
             let Some(post) = post else { continue };
+            // A thousand items are some milliseconds of reads: let others in between.
+            tokio::task::coop::consume_budget().await;
             let states = self.store.chunk_states(post.id, 0..post.chunk_count()).await?;
             if states.iter().any(|state| state.done.is_none()) {
                 unfinished.insert(row.post_id);
@@ -165,7 +169,7 @@ impl Marker {
         let moved = if marked.changed.is_empty() {
             // Nothing changed: a client that was current still is.
             let current = self.revisions.current(viewer).await?;
-            since.filter(|token| token.matches(current, self.clock.now())).map(|token| (token, token.revision))
+            since.filter(|token| self.reader.is_current(token, current)).map(|token| (token, token.revision))
         } else {
             let bump = self.revisions.bump_marks(viewer, &marked.changed).await?;
             if let Some(intent) = marked.intent
@@ -173,7 +177,7 @@ impl Marker {
             {
                 warn!(%error, "an intent could not be cleared; the relay will bump once more");
             }
-            since.filter(|token| token.matches(bump.before, self.clock.now())).zip(bump.after)
+            since.filter(|token| self.reader.is_current(token, bump.before)).zip(bump.after)
         };
         let (items, counts, ends_at) = self.reader.after_marks(&self.store, viewer, &post_ids).await?;
         let moved = moved.map(|(from, revision)| (from, next_token(from, revision, ends_at)));

@@ -14,6 +14,10 @@ use crate::error::{Error, Kind, Result};
 use crate::ports::{Revisions as _, Store as _};
 use crate::withdrawals::Withdrawals;
 
+/// How many rows just beyond those that are served a delta names as pushed out: one for each entry of the ring, and some
+/// for rows that are written but not bumped yet.
+const BEYOND: u32 = RING_MAX as u32 + 48;
+
 /// Bounds on what a reader gets.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimits {
@@ -101,7 +105,7 @@ impl Reader {
     /// Compares a token with the viewer's revision. Never reads the store.
     pub async fn poll(&self, viewer: &ViewerId, since: Option<Token>) -> Result<Poll> {
         let current = self.revisions.current(viewer).await?;
-        let unchanged = since.is_some_and(|token| token.matches(current, self.clock.now()));
+        let unchanged = since.is_some_and(|token| self.is_current(&token, current));
         Ok(if unchanged { Poll::Unchanged } else { Poll::Changed })
     }
 
@@ -113,17 +117,21 @@ impl Reader {
         // A token that runs out while waiting is a change.
         let runs_out = Instant::now() + token.refresh_by.since(self.clock.now()).min(Duration::from_secs(3600));
         let current = self.revisions.changed(viewer, token.revision, deadline.min(runs_out)).await?;
-        let unchanged = token.matches(current, self.clock.now());
+        let unchanged = self.is_current(&token, current);
         Ok(if unchanged { Poll::Unchanged } else { Poll::Changed })
+    }
+
+    /// Whether a client with `token` has seen everything at `current`.
+    pub fn is_current(&self, token: &Token, current: Option<Revision>) -> bool {
+        token.matches(current, self.clock.now(), self.limits.token_age_max)
     }
 
     /// Polls for several viewers at once.
     pub async fn poll_many(&self, polls: &[(ViewerId, Option<Token>)]) -> Result<Vec<Poll>> {
         let viewers: Vec<_> = polls.iter().map(|(viewer, _)| viewer.clone()).collect();
         let current = self.revisions.current_many(&viewers).await?;
-        let now = self.clock.now();
         let compare = |((_, since), current): (&(ViewerId, Option<Token>), Option<Revision>)| {
-            let unchanged = since.is_some_and(|token| token.matches(current, now));
+            let unchanged = since.is_some_and(|token| self.is_current(&token, current));
             if unchanged { Poll::Unchanged } else { Poll::Changed }
         };
         Ok(polls.iter().zip(current).map(compare).collect())
@@ -158,7 +166,7 @@ impl Reader {
     }
 
     async fn delta(&self, viewer: &ViewerId, since: Token) -> Result<Option<Delta>> {
-        if since.refresh_by <= self.clock.now() {
+        if !since.is_fresh(self.clock.now(), self.limits.token_age_max) {
             return Err(Error::resync("refresh"));
         }
         let (current, changed) = self.changed_since(viewer, since).await?;
@@ -231,10 +239,10 @@ impl Reader {
     async fn read_window(&self, store: &Store, viewer: &ViewerId) -> Result<(View, Rows)> {
         let view = self.view();
         let items_max = self.limits.items_max;
-        let window = store.window(viewer, items_max.saturating_add(RING_MAX as u32)).await?;
-        let mut served = window.rows;
+        let window = store.window(viewer, items_max.saturating_add(BEYOND)).await?;
+        let (mut served, truncated) = (window.rows, window.truncated);
         let beyond = served.split_off(served.len().min(items_max as usize));
-        Ok((view, Rows { served, beyond }))
+        Ok((view, Rows { served, beyond, truncated }))
     }
 
     async fn open(&self, viewer: &ViewerId) -> Result<Option<Revision>> {
@@ -265,7 +273,8 @@ impl Reader {
         let (items, gone) = self.bodies.join(&self.pages, view, &rows).await?;
         window.drop_bodies(&gone);
         let (counts, ends_at) = view.summarize(&window.served);
-        let truncated = next_after.is_none() && window.beyond.iter().any(|row| view.shows(row));
+        let left_out = window.truncated || window.beyond.iter().any(|row| view.shows(row));
+        let truncated = next_after.is_none() && left_out;
         Ok(CutPage { items, next_after, truncated, counts, ends_at })
     }
 
@@ -280,6 +289,8 @@ impl Reader {
 struct Rows {
     served: Vec<Row>,
     beyond: Vec<Row>,
+    /// There are rows even beyond those.
+    truncated: bool,
 }
 
 impl Rows {

@@ -4,7 +4,7 @@
 //! pending entry, and only the relay removes one.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ use tracing::{debug, error, info};
 
 use crate::adapters::{Queue, Store};
 use crate::clock::Clock;
-use crate::domain::{ChunkState, Fence, Lane, Post, PostId, Task, Time, Withdrawal};
+use crate::domain::{ChunkState, Fence, Lane, Post, PostId, Task, Withdrawal};
 use crate::error::Result;
 use crate::ports::{Pending, Queue as _, Settled, Store as _};
 use crate::withdrawals::Withdrawals;
@@ -23,13 +23,15 @@ const PAGE: u32 = 256;
 const BUSY_TICK: Duration = Duration::from_millis(50);
 /// Posts whose attempts are remembered; the others wait for their turn.
 const DRIVES_MAX: usize = 1_000_000;
+/// How long after the end of a post's rows its fan-out is given up. A clock that is wrong by less does no harm.
+const OVERDUE: Duration = Duration::from_secs(24 * 3600);
 
 /// How the relay paces itself.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayLimits {
     /// Between passes.
     pub tick: Duration,
-    /// Age at which an entry is driven again; doubles with each attempt.
+    /// How long after the relay first met an entry it is driven; doubles with each attempt.
     pub redrive_after: Duration,
     /// The longest that doubling goes.
     pub redrive_after_max: Duration,
@@ -37,6 +39,8 @@ pub struct RelayLimits {
     pub garbage_after: Duration,
     /// Entries a pass looks at.
     pub scan_max: u32,
+    /// How long rows live.
+    pub inbox_ttl: Duration,
 }
 
 /// The relay and what it remembers between passes.
@@ -47,7 +51,8 @@ pub struct Relay {
     withdrawals: Withdrawals,
     clock: Clock,
     limits: RelayLimits,
-    started: Time,
+    /// Nothing of what was queued before this process is left, so the first round does not wait.
+    first_round: bool,
     /// Where the next pass goes on; `None` to begin a new round.
     cursor: Option<Pending>,
     drives: HashMap<(PostId, u32), Drive>,
@@ -56,10 +61,11 @@ pub struct Relay {
     candidates: Vec<Withdrawal>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// When an entry is driven next. By the monotonic clock: the wall clock may jump, and entries carry its times for good.
+#[derive(Clone, Copy, Debug)]
 struct Drive {
     attempts: u32,
-    due: Time,
+    due: Instant,
 }
 
 /// What a pass did.
@@ -80,7 +86,6 @@ pub struct Pass {
 impl Relay {
     /// A relay whose first round drives everything it finds: what was queued before is gone.
     pub fn new(store: Store, queue: Queue, withdrawals: Withdrawals, clock: Clock, limits: RelayLimits) -> Self {
-        let started = clock.now();
         let candidates = withdrawals.snapshot().iter().collect();
         Self {
             store,
@@ -88,7 +93,7 @@ impl Relay {
             withdrawals,
             clock,
             limits,
-            started,
+            first_round: true,
             cursor: None,
             drives: HashMap::new(),
             seen: HashSet::new(),
@@ -128,9 +133,11 @@ impl Relay {
                 gauge!("fanfold_fanout_lag_seconds").set(oldest.unwrap_or_default().as_secs_f64());
             }
             pass.looked += page.entries.len();
-            self.look(&page.entries, &mut pass).await?;
+            let looked = self.look(&page.entries, &mut pass).await;
+            // Also after a failure: what comes behind a page that cannot be read must not wait for it for ever.
             self.cursor = page.next;
             pass.round_done = page.next.is_none();
+            looked?;
         }
         if pass.round_done {
             self.finish_round();
@@ -144,22 +151,24 @@ impl Relay {
         }
         let mut looked = Vec::with_capacity(entries.len());
         for entry in entries {
-            let post = self.store.post(entry.post_id).await?;
-            let states = match &post {
-                Some(post) => self.store.chunk_states(post.id, 0..post.chunk_count()).await?,
-                None => Vec::new(),
-            };
-            looked.push((*entry, post, states));
+            self.seen.insert(entry.post_id);
+            match self.read(entry).await {
+                Ok((post, states)) => looked.push((*entry, post, states)),
+                Err(error) => error!(%error, post = %entry.post_id, "a pending post cannot be read"),
+            }
         }
         // After the states: a chunk done under a fence that has since been replaced is not done.
         let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
-            self.seen.insert(entry.post_id);
             match self.judge(&entry, post.as_ref(), &states, fence) {
                 Verdict::Settle(verdict) => settled.push(verdict),
                 Verdict::Leave => {}
-                Verdict::Drive(post) => self.drive(&entry, post, &states, fence, pass).await?,
+                Verdict::Drive(post) => {
+                    if let Err(error) = self.drive(&entry, post, &states, fence, pass).await {
+                        error!(%error, post = %entry.post_id, "a pending post cannot be driven");
+                    }
+                }
             }
         }
         if !settled.is_empty() {
@@ -172,22 +181,36 @@ impl Relay {
         Ok(())
     }
 
-    fn judge<'a>(&self, entry: &Pending, post: Option<&'a Post>, states: &[ChunkState], fence: Fence) -> Verdict<'a> {
+    async fn read(&self, entry: &Pending) -> Result<(Option<Post>, Vec<ChunkState>)> {
+        let Some(post) = self.store.post(entry.post_id).await? else { return Ok((None, Vec::new())) };
+        let states = self.store.chunk_states(post.id, 0..post.chunk_count()).await?;
+        Ok((Some(post), states))
+    }
+
+    fn judge<'a>(
+        &mut self,
+        entry: &Pending,
+        post: Option<&'a Post>,
+        states: &[ChunkState],
+        fence: Fence,
+    ) -> Verdict<'a> {
         let now = self.clock.now();
         let Some(post) = post.filter(|post| post.version >= entry.version) else {
             let garbage = now.since(entry.since) >= self.limits.garbage_after;
             return if garbage { Verdict::Settle(Settled::Garbage(*entry)) } else { Verdict::Leave };
         };
-        if states.iter().all(|state| state.is_done(entry.version, fence.seq)) {
+        let done = states.iter().all(|state| state.is_done(entry.version, fence.seq));
+        let overdue = post.id.time().after(self.limits.inbox_ttl).after(OVERDUE) <= now;
+        if done || overdue {
             return Verdict::Settle(Settled::Done(*entry));
         }
-        // What was queued before this process started is gone with the old one: no reason to wait.
-        let first_due =
-            if entry.since < self.started { entry.since } else { entry.since.after(self.limits.redrive_after) };
-        let drive = self.drives.get(&(entry.post_id, entry.version));
-        let has_place = drive.is_some() || self.drives.len() < DRIVES_MAX;
-        let due = drive.map_or(first_due, |drive| drive.due);
-        if due <= now && has_place { Verdict::Drive(post) } else { Verdict::Leave }
+        let key = (entry.post_id, entry.version);
+        if !self.drives.contains_key(&key) && self.drives.len() >= DRIVES_MAX {
+            return Verdict::Leave;
+        }
+        let patience = if self.first_round { Duration::ZERO } else { self.limits.redrive_after };
+        let drive = self.drives.entry(key).or_insert(Drive { attempts: 0, due: Instant::now() + patience });
+        if drive.due <= Instant::now() { Verdict::Drive(post) } else { Verdict::Leave }
     }
 
     /// Publishes the chunks that are not done, as far as their lane has room.
@@ -199,20 +222,17 @@ impl Relay {
         fence: Fence,
         pass: &mut Pass,
     ) -> Result<()> {
-        let lane = Lane::of(post);
-        if self.queue.room(lane).await? == 0 {
-            pass.lane_full = true;
-            return Ok(());
-        }
-        let drive = self.drives.get(&(entry.post_id, entry.version)).copied().unwrap_or_default();
+        let (key, lane) = ((entry.post_id, entry.version), Lane::of(post));
+        let attempts = self.drives.get(&key).map_or(0, |drive| drive.attempts);
+        // Parked chunks get one more chance from each process: a new release may know what the old one did not.
+        let open = |state: &ChunkState| (attempts == 0 || !state.parked) && !state.is_done(entry.version, fence.seq);
+        let numbers: Vec<u32> = (0..).zip(states).filter(|(_, state)| open(state)).map(|(no, _)| no).collect();
+        let room = usize::try_from(self.queue.room(lane).await?).unwrap_or(usize::MAX);
         let mut tasks = Vec::new();
-        for (no, state) in (0..).zip(states) {
-            if state.parked || state.is_done(entry.version, fence.seq) {
-                continue;
-            }
-            match self.store.chunk(post.id, no).await? {
+        for no in numbers.iter().take(room) {
+            match self.store.chunk(post.id, *no).await? {
                 Some(chunk) => {
-                    let attempt = drive.attempts + 1;
+                    let attempt = attempts + 1;
                     tasks.push(Task { post_id: post.id, version: post.version, chunk, lane, attempt });
                 }
                 None => error!(post = %post.id, chunk = no, "a committed post lacks a chunk"),
@@ -222,10 +242,12 @@ impl Relay {
         let taken = self.queue.publish(tasks).await?;
         counter!("fanfold_relay_driven_total").increment(taken as u64);
         pass.driven += taken;
-        pass.lane_full |= taken < wanted;
-        let wait = self.limits.redrive_after.saturating_mul(1 << drive.attempts.min(16));
-        let due = self.clock.now().after(wait.min(self.limits.redrive_after_max));
-        self.drives.insert((entry.post_id, entry.version), Drive { attempts: drive.attempts + 1, due });
+        // A full lane is nobody's failure: the rest is tried again soon, and counts as no attempt.
+        let cut_short = taken < wanted || numbers.len() > room;
+        pass.lane_full |= cut_short;
+        let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(self.limits.redrive_after_max);
+        let (attempts, wait) = if cut_short { (attempts, self.limits.redrive_after) } else { (attempts + 1, wait) };
+        self.drives.insert(key, Drive { attempts, due: Instant::now() + wait });
         Ok(())
     }
 
@@ -239,6 +261,7 @@ impl Relay {
         }
         self.candidates = self.withdrawals.snapshot().iter().collect();
         self.seen.clear();
+        self.first_round = false;
     }
 }
 

@@ -32,10 +32,16 @@ pub async fn run(config: Config) -> Result<()> {
     let mut running = Running::start(&config, Clock::system()).await?;
     print!("{}", banner(&config, running.addr));
     tokio::select! {
-        () = terminated() => info!("stopping"),
-        () = running.stopped() => {}
+        () = terminated() => {
+            info!("stopping");
+            running.shutdown().await
+        }
+        // Half a service would answer as if all was well: end it, and let the supervisor start a whole one.
+        error = running.stopped() => {
+            running.shutdown().await?;
+            Err(error)
+        }
     }
-    running.shutdown().await
 }
 
 /// A service that accepts requests.
@@ -135,11 +141,14 @@ impl Running {
         Ok(Self { addr, backends, tasks })
     }
 
-    /// Returns when the server has ended by itself, which it does only when something is badly wrong.
-    pub async fn stopped(&mut self) {
-        if let Some(Ok(Err(error))) = self.tasks.server.join_next().await {
-            warn!(%error, "the server has stopped");
-        }
+    /// Returns when a part that must run has ended by itself, which it does only when something is badly wrong.
+    pub async fn stopped(&mut self) -> Error {
+        let part = tokio::select! {
+            Some(_) = self.tasks.server.join_next() => "the HTTP server",
+            Some(_) = self.tasks.workers.join_next() => "a fan-out worker",
+            Some(_) = self.tasks.others.join_next() => "the relay or the upkeep of metrics",
+        };
+        Error::internal(format!("{part} has ended by itself"))
     }
 
     /// Stops accepting, finishes what is in hand within the configured bound, and tells what is left for the next start.
@@ -254,6 +263,7 @@ fn relay_limits(config: &Config) -> RelayLimits {
         redrive_after_max: Duration::from_millis(relay.redrive_after_ms_max),
         garbage_after: Duration::from_secs(relay.garbage_after_s),
         scan_max: relay.scan_max,
+        inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Revision tokens and page cursors: opaque outside, compared by the server only.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -43,9 +45,15 @@ impl Token {
         Ok(Self::from_bytes(&bytes[1..]))
     }
 
-    /// Whether a client with this token has seen everything at `current`.
-    pub fn matches(&self, current: Option<Revision>, now: Time) -> bool {
-        current == Some(self.revision) && now < self.refresh_by
+    /// Whether a client with this token has seen everything at `current`. No honest token is good for longer than
+    /// `age_max`: one that says so was made by a clock that ran ahead, and what it hid then is visible now.
+    pub fn matches(&self, current: Option<Revision>, now: Time, age_max: Duration) -> bool {
+        current == Some(self.revision) && self.is_fresh(now, age_max)
+    }
+
+    /// Whether the token need not be refreshed yet.
+    pub fn is_fresh(&self, now: Time, age_max: Duration) -> bool {
+        now < self.refresh_by && self.refresh_by <= now.after(age_max)
     }
 
     /// The same promise about another revision, refreshed no later than `by`.
@@ -145,9 +153,11 @@ mod tests {
     #[test]
     fn a_token_matches_its_revision_until_it_must_be_refreshed() {
         let token = token();
-        assert!(token.matches(Some(token.revision), Time::from_micros(3)));
-        assert!(!token.matches(Some(token.revision), Time::from_micros(4)));
-        assert!(!token.matches(None, Time::from_micros(3)), "a missing record equals nothing");
-        assert!(!token.matches(Some(Revision { counter: 4, ..token.revision }), Time::from_micros(3)));
+        let matches = |current, now| token.matches(current, Time::from_micros(now), Duration::from_micros(2));
+        assert!(matches(Some(token.revision), 3) && matches(Some(token.revision), 2));
+        assert!(!matches(Some(token.revision), 4));
+        assert!(!matches(Some(token.revision), 1), "made by a clock that ran ahead");
+        assert!(!matches(None, 3), "a missing record equals nothing");
+        assert!(!matches(Some(Revision { counter: 4, ..token.revision }), 3));
     }
 }

@@ -34,11 +34,8 @@ pub enum Shown {
 
 impl Model {
     /// Fan-out of the present version of `post` to `viewers`; answers whose rows changed.
-    pub fn deliver(&mut self, post_id: PostId, viewers: &[ViewerId], now: Time) -> Vec<ViewerId> {
+    pub fn deliver(&mut self, post_id: PostId, viewers: &[ViewerId]) -> Vec<ViewerId> {
         let post = &self.posts[&post_id];
-        if post_id.time().after(INBOX_TTL) <= now {
-            return Vec::new();
-        }
         let (version, deleted) = (post.version, post.state == PostState::Retracted);
         let mut changed = Vec::new();
         for viewer in viewers {

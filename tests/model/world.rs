@@ -172,8 +172,7 @@ impl World {
 
     async fn run(&mut self, task: Task) {
         let outcome = self.service().fanout.process(&task).await.expect("processed");
-        let now = self.clock.now();
-        let changed = self.model.deliver(task.post_id, &task.chunk.viewers, now);
+        let changed = self.model.deliver(task.post_id, &task.chunk.viewers);
         assert!(outcome == Outcome::Done || changed.is_empty(), "{outcome:?} left rows to write");
         // A chunk that is driven again under a new fence bumps once more: clients read an unchanged post again.
         if outcome == Outcome::Done {

@@ -72,6 +72,7 @@ impl Service {
             redrive_after_max: Duration::ZERO,
             garbage_after: Duration::from_secs(1_000_000),
             scan_max: 1_000,
+            inbox_ttl: INBOX_TTL,
         };
         Self {
             publisher: Publisher {

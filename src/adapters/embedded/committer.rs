@@ -197,9 +197,9 @@ impl Committer {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Whether a commit has failed: only a restart brings the store back.
+    /// Whether a commit has failed, or the thread is gone: only a restart brings the store back.
     pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.failed.load(Ordering::Relaxed) || self.jobs.is_closed()
     }
 }
 

@@ -220,8 +220,10 @@ impl Store for EmbeddedStore {
 
     async fn posts(&self, ids: &[PostId]) -> Result<Vec<Option<Post>>> {
         let read = |id: &PostId| {
-            let bytes = self.get(&self.shared.tables.posts, id.as_bytes())?;
-            bytes.map(|bytes| decode_post(*id, &bytes)).transpose()
+            let Some(bytes) = self.get(&self.shared.tables.posts, id.as_bytes())? else { return Ok(None) };
+            // One post that cannot be read must not take a whole page with it.
+            let unreadable = |error: &Error| tracing::error!(%error, post = %id, "a post cannot be read");
+            Ok(decode_post(*id, &bytes).inspect_err(unreadable).ok())
         };
         ids.iter().map(read).collect()
     }
@@ -405,8 +407,11 @@ impl Store for EmbeddedStore {
                 let key = entry.key().map_err(store_error)?;
                 let id = keys::split_pending(&key).map(|entry| entry.post_id);
                 let id = id.ok_or_else(|| Error::internal("a pending key of unknown form"))?;
-                if let Some(bytes) = shared.tables.posts.get(id.as_bytes()).map_err(store_error)? {
-                    withdrawals.extend(decode_post(id, &bytes)?.withdrawal());
+                let Some(bytes) = shared.tables.posts.get(id.as_bytes()).map_err(store_error)? else { continue };
+                match decode_post(id, &bytes) {
+                    Ok(post) => withdrawals.extend(post.withdrawal()),
+                    // It cannot be served either; one bad post must not keep all others from being served.
+                    Err(error) => tracing::error!(%error, post = %id, "a pending post cannot be read"),
                 }
             }
             Ok(withdrawals)

@@ -16,6 +16,9 @@ use crate::error::{Error, Kind, Result};
 /// Posts and chunks stay this much longer than the rows that point to them.
 const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// By how much the clock may run ahead for a moment without anything being swept that should not.
+const CLOCK_ERROR: Duration = Duration::from_secs(2 * 24 * 3600);
+
 /// How to open the store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -56,9 +59,9 @@ pub fn open_database(folder: &Folder, options: &StoreOptions) -> Result<Database
     let (clock, row_ttl, key_ttl) = (options.clock.clone(), options.inbox_ttl, options.idempotency_ttl);
     let sweeps = move |keyspace: &str| {
         let (id_at, ttl) = match keyspace {
-            "inbox" => (IdAt::InboxKey, row_ttl),
+            "inbox" => (IdAt::InboxKey, row_ttl + CLOCK_ERROR),
             "posts" | "chunks" | "progress" => (IdAt::KeyStart, row_ttl + OUTLIVES_ROWS),
-            "keys" => (IdAt::HolderValue, key_ttl),
+            "keys" => (IdAt::HolderValue, key_ttl + CLOCK_ERROR),
             _ => return None,
         };
         Some(Sweep { id_at, ttl, clock: clock.clone() }.factory())

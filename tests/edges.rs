@@ -1,0 +1,149 @@
+//! Edges that random histories seldom reach: a clock that jumps, an inbox that is too long, items that come back.
+
+#[path = "support/in_process.rs"]
+mod in_process;
+
+use std::time::Duration;
+
+use fanfold::clock::Clock;
+use fanfold::domain::{Audience, Mark, PostId, ProducerId, Time, ViewerId};
+use fanfold::marks::Target;
+use fanfold::ports::Store as _;
+use fanfold::publish::{Draft, Expiry};
+use fanfold::reader::Poll;
+use in_process::{ITEMS_MAX, Service};
+
+const NOW: Time = Time::from_millis(1_767_225_600_000);
+const SIXTY_DAYS: Duration = Duration::from_secs(60 * 24 * 3600);
+
+struct Stage {
+    service: Service,
+    clock: Clock,
+    ben: ViewerId,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let clock = Clock::manual(NOW);
+        let service = Service::start(dir.path(), &clock).await;
+        Self { service, clock, ben: ViewerId::parse("viewer", "ben").expect("valid"), _dir: dir }
+    }
+
+    async fn publish(&self) -> PostId {
+        let draft = Draft {
+            producer: ProducerId::local(),
+            kind: "t".into(),
+            actor: None,
+            data: "{}".into(),
+            thread_key: None,
+            audience: Audience::parse("viewers", &["ben"], 1).expect("valid"),
+            expiry: Expiry::Never,
+            idempotency: None,
+        };
+        self.service.publisher.publish(draft).await.expect("published").id
+    }
+
+    async fn fan_out(&self) {
+        for task in self.service.drain().await {
+            self.service.fanout.process(&task).await.expect("processed");
+        }
+    }
+
+    async fn inbox(&self) -> Vec<PostId> {
+        let page = self.service.reader.first_page(&self.ben, false, 100).await.expect("read");
+        page.items.iter().map(|item| item.post.id).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_ran_ahead_keeps_no_post_waiting() {
+    let mut stage = Stage::new().await;
+    stage.clock.set(NOW.after(SIXTY_DAYS));
+    stage.publish().await;
+    stage.clock.set(NOW);
+    let late = stage.publish().await;
+    assert_eq!(stage.service.drain().await.len(), 2, "and both tasks are lost");
+    for _ in 0..2 {
+        assert_eq!(stage.service.relay.pass().await.expect("passed").driven, 2);
+        assert_eq!(stage.service.drain().await.len(), 2, "lost again");
+    }
+    stage.service.relay.pass().await.expect("passed");
+    stage.fan_out().await;
+    assert!(stage.inbox().await.contains(&late));
+}
+
+#[tokio::test]
+async fn a_token_from_a_clock_that_ran_ahead_matches_nothing() {
+    let stage = Stage::new().await;
+    let id = stage.publish().await;
+    stage.fan_out().await;
+    let reader = &stage.service.reader;
+    stage.clock.set(NOW.after(SIXTY_DAYS));
+    let page = reader.first_page(&stage.ben, false, 10).await.expect("read");
+    assert!(page.items.is_empty(), "its life is over");
+    assert_eq!(reader.poll(&stage.ben, page.token).await.expect("polled"), Poll::Unchanged);
+    stage.clock.set(NOW);
+    assert_eq!(reader.poll(&stage.ben, page.token).await.expect("polled"), Poll::Changed);
+    let token = page.token.expect("given");
+    assert_eq!(reader.changes(&stage.ben, token).await.expect_err("resync").detail(), "refresh");
+    assert_eq!(stage.inbox().await, [id]);
+}
+
+#[tokio::test]
+async fn an_item_beyond_what_is_served_cannot_be_marked() {
+    let stage = Stage::new().await;
+    let mut ids = Vec::new();
+    for n in 0..ITEMS_MAX as u64 + 2 {
+        stage.clock.set(NOW.after(Duration::from_secs(n)));
+        ids.push(stage.publish().await);
+        stage.fan_out().await;
+    }
+    let page = stage.service.reader.first_page(&stage.ben, false, 100).await.expect("read");
+    assert_eq!((page.items.len(), page.truncated), (ITEMS_MAX, true));
+    let marker = &stage.service.marker;
+    let error = marker.mark(stage.ben.clone(), ids[0], Mark::Read, true, None).await.expect_err("beyond");
+    assert_eq!(error.code(), "item_not_found");
+    let all = Target::Posts(ids.clone());
+    let outcome = marker.mark_many(stage.ben.clone(), all, Mark::Read, true, None).await.expect("marked");
+    assert_eq!(outcome.post_ids, ids[2..]);
+    let row = stage.service.store.rows(&stage.ben, &ids[..1]).await.expect("read")[0].expect("there");
+    assert!(!row.marks.has(Mark::Read), "nothing was written");
+}
+
+#[tokio::test]
+async fn a_delta_names_what_new_arrivals_pushed_out() {
+    let stage = Stage::new().await;
+    for n in 0..ITEMS_MAX as u64 {
+        stage.clock.set(NOW.after(Duration::from_secs(n)));
+        stage.publish().await;
+        stage.fan_out().await;
+    }
+    let before = stage.inbox().await;
+    let reader = &stage.service.reader;
+    let token = reader.first_page(&stage.ben, false, 100).await.expect("read").token.expect("given");
+    stage.clock.set(NOW.after(Duration::from_secs(100)));
+    let newest = stage.publish().await;
+    stage.fan_out().await;
+    let delta = reader.changes(&stage.ben, token).await.expect("a delta").expect("a change");
+    assert_eq!(delta.upserted.iter().map(|item| item.post.id).collect::<Vec<_>>(), [newest]);
+    assert_eq!(delta.removed, [before[ITEMS_MAX - 1]]);
+}
+
+#[tokio::test]
+async fn items_that_come_back_from_the_archive_in_bulk_must_be_fetched() {
+    let stage = Stage::new().await;
+    let id = stage.publish().await;
+    stage.fan_out().await;
+    let (reader, marker) = (&stage.service.reader, &stage.service.marker);
+    marker.mark(stage.ben.clone(), id, Mark::Archived, true, None).await.expect("marked");
+    let token = reader.first_page(&stage.ben, false, 10).await.expect("read").token;
+    let outcome = marker.mark_many(stage.ben.clone(), Target::Posts(vec![id]), Mark::Archived, false, token).await;
+    assert!(outcome.expect("marked").moved.is_none());
+    assert_eq!(reader.poll(&stage.ben, token).await.expect("polled"), Poll::Changed);
+    marker.mark(stage.ben.clone(), id, Mark::Archived, true, None).await.expect("marked");
+    let token = reader.first_page(&stage.ben, false, 10).await.expect("read").token;
+    let outcome = marker.mark(stage.ben.clone(), id, Mark::Archived, false, token).await.expect("marked");
+    assert!(outcome.moved.is_some() && outcome.items[0].post.id == id, "one comes with its item");
+}
