@@ -163,13 +163,13 @@ async fn look(viewer: &mut Viewer, habit: Habit, connection: &mut Connection) ->
             304 => return Ok(true),
             410 => {}
             _ => {
-                let token = changes.expect(200)?.token()?.to_owned();
+                let token = changes.expect(200)?.field("token")?.to_owned();
                 viewer.hold(&token);
                 return Ok(false);
             }
         }
     }
-    let token = connection.send(&viewer.page).await?.expect(200)?.token()?.to_owned();
+    let token = connection.send(&viewer.page).await?.expect(200)?.field("token")?.to_owned();
     viewer.hold(&token);
     Ok(false)
 }

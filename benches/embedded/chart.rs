@@ -67,7 +67,7 @@ fn compare(svg: &mut Svg, top: f64, comparison: &Comparison, measure: Measure) -
     let mark = limit.map(|limit| theirs * limit.bound());
     let scale = BARS_WIDTH / ours.max(theirs).max(mark.unwrap_or(0.0)).max(1e-9);
     let unit = match measure {
-        Measure::Cpu => format!("CPU us/{}", comparison.op),
+        Measure::Cpu => format!("CPU µs/{}", comparison.op),
         Measure::Throughput => format!("{}s/s", comparison.op),
     };
     svg.rule((LEFT, top), (VERDICT, top));

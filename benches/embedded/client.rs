@@ -54,10 +54,11 @@ impl Answer<'_> {
         Err(format!("expected {status}, the answer is {}: {}", self.status, self.text()).into())
     }
 
-    /// The first `"token"` in the body: pages and deltas have theirs before any item.
-    pub fn token(&self) -> Result<&str> {
+    /// The first string called `name` in the body. Pages and deltas have their token before any item.
+    pub fn field(&self, name: &str) -> Result<&str> {
         let text = self.text();
-        let rest = text.split_once("\"token\":\"").ok_or("an answer without a token")?.1;
+        let value = text.split_once(&format!("\"{name}\":\""));
+        let (_, rest) = value.ok_or_else(|| format!("an answer without {name}"))?;
         Ok(rest.split('"').next().unwrap_or_default())
     }
 }

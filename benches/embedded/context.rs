@@ -53,9 +53,16 @@ impl Context {
     }
 }
 
-/// The configuration as shipped, for the data folder `data` and any free port.
+/// What the environment sets, so that other settings can be measured: `FANFOLD_FANOUT__WORKERS_SMALL=8 dev/bench`.
+pub fn settings() -> Vec<(String, String)> {
+    let texts =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    texts.filter(|(name, _)| name.starts_with("FANFOLD_")).collect()
+}
+
+/// The configuration as shipped but for [`settings`], for the data folder `data` and any free port.
 pub fn config(data: &Path) -> Result<Config> {
     let listen = Some("127.0.0.1:0".parse()?);
     let overrides = Overrides { listen, data: Some(data.to_owned()), ..Overrides::default() };
-    Ok(fanfold::config::load(&overrides, [])?)
+    Ok(fanfold::config::load(&overrides, settings())?)
 }

@@ -121,10 +121,12 @@ fn write_reports(findings: &Findings, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The processor and how many of it this process may use.
+/// The processor, how many of it this process may use, and the settings that are not as shipped.
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
-    format!("{cores} x {}", model.map_or("processor", |(_, model)| model.trim()))
+    let settings = context::settings().into_iter().map(|(name, value)| format!(", {name}={value}"));
+    let model = model.map_or("processor", |(_, model)| model.trim());
+    format!("{cores} x {model}{}", settings.collect::<String>())
 }

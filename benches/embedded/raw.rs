@@ -2,7 +2,7 @@
 //!
 //! They are read back out of our arm's data folder, so the two cannot drift apart when the store's layout changes.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,10 +55,11 @@ impl RawStore {
 }
 
 /// Reads back what an engine wrote to `folder` in the keyspaces `names`, grouped by the post that `post_of` finds in a
-/// key (given the keyspace's number).
+/// key (given the keyspace's number), in the order of what it finds: ids sort by time, so that the raw arm can write in
+/// the same order, which a tree in memory is not indifferent to.
 pub fn read_back(folder: &Path, names: &[&str], post_of: fn(usize, &[u8]) -> Option<&[u8]>) -> Result<Vec<Group>> {
     let raw = RawStore::open(&folder.join("store"), names)?;
-    let mut groups: HashMap<Vec<u8>, Group> = HashMap::new();
+    let mut groups: BTreeMap<Vec<u8>, Group> = BTreeMap::new();
     for (number, keyspace) in raw.keyspaces.iter().enumerate() {
         for entry in keyspace.iter() {
             let (key, value) = entry.into_inner()?;

@@ -49,7 +49,7 @@ fn comparison_cells(comparisons: &[Comparison]) -> Cells {
         "scenario",
         "against",
         "op",
-        "CPU us/op",
+        "CPU µs/op",
         "theirs",
         "ops/s",
         "theirs",
@@ -105,7 +105,7 @@ fn is_number(cells: &Cells, column: usize) -> bool {
     cells.iter().skip(1).all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'))
 }
 
-fn aligned(cells: &Cells, edge: &str, between: &str) -> Vec<String> {
+fn aligned(cells: &Cells, (left, between, right): (&str, &str, &str)) -> Vec<String> {
     let widths: Vec<usize> =
         (0..cells[0].len()).map(|at| cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
     let cell = |row: &[String], at: usize| {
@@ -117,14 +117,14 @@ fn aligned(cells: &Cells, edge: &str, between: &str) -> Vec<String> {
     };
     let line = |row: &Vec<String>| {
         let row: Vec<String> = (0..row.len()).map(|at| cell(row, at)).collect();
-        format!("{edge}{}{edge}", row.join(between)).trim().to_owned()
+        format!("{left}{}{right}", row.join(between)).trim_end().to_owned()
     };
     cells.iter().map(line).collect()
 }
 
 /// The tables for a terminal.
 pub fn text(findings: &Findings) -> String {
-    let tables: Vec<String> = tables(findings).iter().map(|cells| aligned(cells, "", "  ").join("\n")).collect();
+    let tables: Vec<String> = tables(findings).iter().map(|cells| aligned(cells, ("", "  ", "")).join("\n")).collect();
     tables.join("\n\n")
 }
 
@@ -132,7 +132,7 @@ pub fn text(findings: &Findings) -> String {
 pub fn markdown(findings: &Findings, machine: &str) -> String {
     let mut parts = vec![format!("# Benchmarks of the embedded mode\n\n{machine}. Medians of alternating pairs.")];
     for cells in tables(findings) {
-        let mut lines = aligned(&cells, "| ", " | ");
+        let mut lines = aligned(&cells, ("| ", " | ", " |"));
         let rule: Vec<&str> =
             (0..cells[0].len()).map(|at| if is_number(&cells, at) { "---:" } else { "---" }).collect();
         lines.insert(1, format!("| {} |", rule.join(" | ")));

@@ -30,8 +30,10 @@ pub struct Service {
 /// Rows that fan-out has written, and store reads on behalf of readers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
-    /// Rows written.
+    /// Rows written, those that were written twice included.
     pub rows: u64,
+    /// Tasks that the relay has brought, again or for the first time.
+    pub driven: u64,
     /// Reads for polls.
     pub polls: u64,
     /// Reads for pages.
@@ -72,17 +74,33 @@ impl Service {
     pub async fn counters(&mut self) -> Result<Counters> {
         let answer = self.side().await?.send(&get("/metrics")).await?.expect(200)?;
         let text = answer.text();
-        let of = |name: &str, label: &str| {
-            let series = format!("{name}{{{label}}} ");
-            text.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0)
+        let of = |series: &str| {
+            text.lines().find_map(|line| line.strip_prefix(series)?.trim_start().parse().ok()).unwrap_or(0)
         };
-        let reads = |path: ReadPath| of("fanfold_store_reads_total", &format!("path=\"{}\"", path.name()));
+        let reads = |path: ReadPath| of(&format!("fanfold_store_reads_total{{path=\"{}\"}}", path.name()));
         Ok(Counters {
-            rows: of("fanfold_fanout_rows_total", "result=\"written\""),
+            rows: of("fanfold_fanout_rows_total{result=\"written\"}"),
+            driven: of("fanfold_relay_driven_total "),
             polls: reads(ReadPath::Poll),
             pages: reads(ReadPath::Page),
             deltas: reads(ReadPath::Changes),
         })
+    }
+
+    /// Waits until every post of `ids` is fanned out. [`Service::until_written`] is cheaper, but where the relay has driven
+    /// tasks again, rows count twice.
+    pub async fn until_done(&mut self, ids: &[String]) -> Result<()> {
+        let deadline = Instant::now() + CATCH_UP;
+        for id in ids {
+            let status = get(&format!("/v1/posts/{id}"));
+            while !self.side.send(&status).await?.expect(200)?.text().contains("\"status\":\"done\"") {
+                if Instant::now() > deadline {
+                    return Err(format!("post {id} is not fanned out after {CATCH_UP:?}").into());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until `rows` have been written since the start.

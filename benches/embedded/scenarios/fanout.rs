@@ -57,7 +57,8 @@ async fn ours(context: &Context, posts: usize, seed: u64) -> Result<(Sample, Vec
         return Err(format!("fan-out wrote {written} rows of {} posts", batches.len()).into());
     }
     let mut random = StdRng::seed_from_u64(seed);
-    // Read back they are sorted; fan-out writes them as the audience has them.
+    // Inverted ids sort the newest first, and a batch is sorted by viewer; fan-out writes neither way.
+    batches.reverse();
     batches.iter_mut().for_each(|batch| batch.shuffle(&mut random));
     Ok((sample, batches))
 }

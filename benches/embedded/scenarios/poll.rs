@@ -19,7 +19,7 @@ pub async fn run(context: &Context) -> Result<Findings> {
     service.until_written(1).await?;
     let mut connection = Connection::open(service.child.addr()).await?;
     let page = connection.send(&get(&format!("/v1/viewers/{viewer}/inbox"))).await?.expect(200)?;
-    let poll = get(&format!("/v1/viewers/{viewer}/revision?since={}", page.token()?));
+    let poll = get(&format!("/v1/viewers/{viewer}/revision?since={}", page.field("token")?));
 
     let mut bare = Child::start(&["bare-304"], &context.log("bare-304")?).await?;
     let each = context.size(8_000, 100);

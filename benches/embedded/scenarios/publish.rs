@@ -76,7 +76,7 @@ async fn over_http(context: &Context, posts: usize) -> Result<Findings> {
     service.child.stop().await?;
     let figures = vec![
         Figure::new("publish", "over HTTP, fan-out running beside it", sample.per_second(), "posts/s"),
-        Figure::new("publish", "over HTTP, fan-out running beside it", sample.cpu_per_op(), "CPU us/post"),
+        Figure::new("publish", "over HTTP, fan-out running beside it", sample.cpu_per_op(), "CPU µs/post"),
     ];
     Ok(figures.into())
 }

@@ -20,7 +20,7 @@ const AT_A_TIME: usize = 500;
 
 /// Runs it.
 pub async fn run(context: &Context) -> Result<Findings> {
-    let viewers = context.size(200_000, 20_000);
+    let viewers = context.size(200_000, 100_000);
     context.say("record", format_args!("{viewers} records with full rings"));
     let answer = child::run(&["record", &viewers.to_string()], &context.log("record")?).await?;
     let what = format!("a revision record, all in ({viewers} with full rings)");
