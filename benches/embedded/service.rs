@@ -1,0 +1,128 @@
+//! The service in a process of its own, asked over HTTP as its clients ask.
+
+use std::time::{Duration, Instant};
+
+use fanfold::ports::Path as ReadPath;
+use tempfile::TempDir;
+
+use crate::child::Child;
+use crate::client::{Connection, Request, get};
+use crate::context::Context;
+use crate::load;
+use crate::measure::Result;
+use crate::posts;
+
+/// How often to look whether the fan-out has caught up: seldom enough that looking costs nothing.
+const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for it. The relay brings what found its lane full, in its own time.
+const CATCH_UP: Duration = Duration::from_secs(300);
+
+/// A running service and its data.
+#[derive(Debug)]
+pub struct Service {
+    /// Its process.
+    pub child: Child,
+    /// For questions beside the load.
+    side: Connection,
+    _folder: TempDir,
+}
+
+/// Rows that fan-out has written, and store reads on behalf of readers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Rows written, those that were written twice included.
+    pub rows: u64,
+    /// Tasks that the relay has brought, again or for the first time.
+    pub driven: u64,
+    /// Reads for polls.
+    pub polls: u64,
+    /// Reads for pages.
+    pub pages: u64,
+    /// Reads for deltas.
+    pub deltas: u64,
+}
+
+impl Counters {
+    /// Reads on behalf of readers.
+    pub fn reads(&self) -> u64 {
+        self.polls + self.pages + self.deltas
+    }
+}
+
+impl Service {
+    /// Starts one over an empty folder.
+    pub async fn start(context: &Context, name: &str) -> Result<Self> {
+        let folder = context.fresh_folder(name)?;
+        let path = folder.path().to_str().ok_or("the folder's name is not UTF-8")?;
+        let child = Child::start(&["service", path], &context.log(name)?).await?;
+        let side = Connection::open(child.addr()).await?;
+        Ok(Self { child, side, _folder: folder })
+    }
+
+    /// Sends each of `requests` once, over `connections`.
+    pub async fn send_all(&self, requests: Vec<Request>, connections: usize, status: u16) -> Result<u64> {
+        load::drive(self.child.addr(), connections, load::once(requests, connections, status)).await
+    }
+
+    /// Makes records for the first `viewers`: each reads its inbox.
+    pub async fn open_records(&self, viewers: usize) -> Result<u64> {
+        let read = |number| get(&format!("/v1/viewers/{}/inbox?limit=1", posts::viewer(number)));
+        self.send_all((0..viewers).map(read).collect(), 16, 200).await
+    }
+
+    /// What the service counts.
+    pub async fn counters(&mut self) -> Result<Counters> {
+        let answer = self.side().await?.send(&get("/metrics")).await?.expect(200)?;
+        let text = answer.text();
+        let of = |series: &str| {
+            text.lines().find_map(|line| line.strip_prefix(series)?.trim_start().parse().ok()).unwrap_or(0)
+        };
+        let reads = |path: ReadPath| of(&format!("fanfold_store_reads_total{{path=\"{}\"}}", path.name()));
+        Ok(Counters {
+            rows: of("fanfold_fanout_rows_total{result=\"written\"}"),
+            driven: of("fanfold_relay_driven_total "),
+            polls: reads(ReadPath::Poll),
+            pages: reads(ReadPath::Page),
+            deltas: reads(ReadPath::Changes),
+        })
+    }
+
+    /// Waits until every post of `ids` is fanned out. [`Service::until_written`] is cheaper, but where the relay has driven
+    /// tasks again, rows count twice.
+    pub async fn until_done(&mut self, ids: &[String]) -> Result<()> {
+        let deadline = Instant::now() + CATCH_UP;
+        for id in ids {
+            let status = get(&format!("/v1/posts/{id}"));
+            while !self.side.send(&status).await?.expect(200)?.text().contains("\"status\":\"done\"") {
+                if Instant::now() > deadline {
+                    return Err(format!("post {id} is not fanned out after {CATCH_UP:?}").into());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until `rows` have been written since the start.
+    pub async fn until_written(&mut self, rows: u64) -> Result<()> {
+        let deadline = Instant::now() + CATCH_UP;
+        loop {
+            let written = self.counters().await?.rows;
+            if written >= rows {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{written} of {rows} rows are written after {CATCH_UP:?}").into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The connection for questions; a new one if the service has closed it for being idle.
+    async fn side(&mut self) -> Result<&mut Connection> {
+        if self.side.send(&get("/livez")).await.is_err() {
+            self.side = Connection::open(self.child.addr()).await?;
+        }
+        Ok(&mut self.side)
+    }
+}
