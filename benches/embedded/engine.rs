@@ -45,6 +45,7 @@ impl Engine {
         let clock = Clock::system();
         let Backends { store, queue, revisions } = Backends::open(&config, &clock).await?;
         let limits = PublishLimits {
+            viewer_id_bytes_max: 128,
             data_bytes_max: config.publish.data_bytes_max,
             type_bytes_max: config.publish.type_bytes_max,
             thread_key_bytes_max: config.publish.thread_key_bytes_max,
