@@ -42,7 +42,13 @@ pub async fn run(arguments: &[&str], log: &Path) -> Result<String> {
 impl Child {
     /// Starts an arm that serves, and waits until it listens. Its log lines go to `log`.
     pub async fn start(arguments: &[&str], log: &Path) -> Result<Self> {
-        let mut process = command(arguments, log)?.stdin(Stdio::piped()).spawn()?;
+        Self::start_with(arguments, log, &[]).await
+    }
+
+    /// The same with more in its environment.
+    pub async fn start_with(arguments: &[&str], log: &Path, settings: &[(&str, &str)]) -> Result<Self> {
+        let settings = settings.iter().copied();
+        let mut process = command(arguments, log)?.envs(settings).stdin(Stdio::piped()).spawn()?;
         let (questions, answers) = process.stdin.take().zip(process.stdout.take()).ok_or("an arm without pipes")?;
         let mut answers = BufReader::new(answers).lines();
         let failed = || format!("the arm {arguments:?} did not start; see {}", log.display());

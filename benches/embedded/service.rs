@@ -52,9 +52,14 @@ impl Counters {
 impl Service {
     /// Starts one over an empty folder.
     pub async fn start(context: &Context, name: &str) -> Result<Self> {
+        Self::start_with(context, name, &[]).await
+    }
+
+    /// The same with settings of its own.
+    pub async fn start_with(context: &Context, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let folder = context.fresh_folder(name)?;
         let path = folder.path().to_str().ok_or("the folder's name is not UTF-8")?;
-        let child = Child::start(&["service", path], &context.log(name)?).await?;
+        let child = Child::start_with(&["service", path], &context.log(name)?, settings).await?;
         let side = Connection::open(child.addr()).await?;
         Ok(Self { child, side, _folder: folder })
     }

@@ -1,4 +1,7 @@
 //! Does memory stay flat? The mix at a bounded rate for minutes, resident memory sampled all the while.
+//!
+//! What the service may fill (tables in memory, caches) is made small, so that it is full after a minute or two and what
+//! grows from then on is growth. As shipped it would take most of an hour to fill, and a leak would hide behind that.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +21,14 @@ use crate::service::Service;
 
 const CONNECTIONS: usize = 16;
 /// Actions a second of all clients together.
-const RATE: f64 = 1_000.0;
+const RATE: f64 = 2_000.0;
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+
+const SMALL: [(&str, &str); 3] = [
+    ("FANFOLD_STORE__MEMTABLE_BYTES", "2097152"),
+    ("FANFOLD_STORE__CACHE_BYTES", "8388608"),
+    ("FANFOLD_INBOX__BODY_CACHE_BYTES_MAX", "4194304"),
+];
 
 /// Resident memory at a time.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +42,7 @@ pub struct Memory {
 /// Runs it.
 pub async fn run(context: &Context) -> Result<Findings> {
     let mix = Mix::modelled();
-    let mut service = Service::start(context, "soak").await?;
+    let mut service = Service::start_with(context, "soak", &SMALL).await?;
     let rows = prefill(&service, mix, 20).await?;
     service.until_written(rows).await?;
     let lasting = Duration::from_secs_f64(context.minutes * 60.0);
