@@ -6,60 +6,28 @@ mod in_process;
 use std::time::Duration;
 
 use fanfold::clock::Clock;
-use fanfold::domain::{Audience, Mark, PostId, ProducerId, Time, ViewerId};
+use fanfold::domain::{Mark, PostId, Time};
 use fanfold::marks::Target;
 use fanfold::ports::Store as _;
-use fanfold::publish::{Draft, Expiry};
 use fanfold::reader::Poll;
-use in_process::{ITEMS_MAX, Service};
+use in_process::{ITEMS_MAX, Stage};
 
 const NOW: Time = Time::from_millis(1_767_225_600_000);
 const SIXTY_DAYS: Duration = Duration::from_secs(60 * 24 * 3600);
 
-struct Stage {
-    service: Service,
-    clock: Clock,
-    ben: ViewerId,
-    _dir: tempfile::TempDir,
+/// Runs what is queued to its end.
+async fn fan_out(stage: &Stage) {
+    stage.fan_out().await.await.expect("done");
 }
 
-impl Stage {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let clock = Clock::manual(NOW);
-        let service = Service::start(dir.path(), &clock).await;
-        Self { service, clock, ben: ViewerId::parse("viewer", "ben").expect("valid"), _dir: dir }
-    }
-
-    async fn publish(&self) -> PostId {
-        let draft = Draft {
-            producer: ProducerId::local(),
-            kind: "t".into(),
-            actor: None,
-            data: "{}".into(),
-            thread_key: None,
-            audience: Audience::parse("viewers", &["ben"], 1).expect("valid"),
-            expiry: Expiry::Never,
-            idempotency: None,
-        };
-        self.service.publisher.publish(draft).await.expect("published").id
-    }
-
-    async fn fan_out(&self) {
-        for task in self.service.drain().await {
-            self.service.fanout.process(&task).await.expect("processed");
-        }
-    }
-
-    async fn inbox(&self) -> Vec<PostId> {
-        let page = self.service.reader.first_page(&self.ben, false, 100).await.expect("read");
-        page.items.iter().map(|item| item.post.id).collect()
-    }
+async fn inbox(stage: &Stage) -> Vec<PostId> {
+    let page = stage.service.reader.first_page(&stage.ben, false, 100).await.expect("read");
+    page.items.iter().map(|item| item.post.id).collect()
 }
 
 #[tokio::test]
 async fn a_clock_that_ran_ahead_keeps_no_post_waiting() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new(Clock::manual(NOW)).await;
     stage.clock.set(NOW.after(SIXTY_DAYS));
     stage.publish().await;
     stage.clock.set(NOW);
@@ -70,15 +38,15 @@ async fn a_clock_that_ran_ahead_keeps_no_post_waiting() {
         assert_eq!(stage.service.drain().await.len(), 2, "lost again");
     }
     stage.service.relay.pass().await.expect("passed");
-    stage.fan_out().await;
-    assert!(stage.inbox().await.contains(&late));
+    fan_out(&stage).await;
+    assert!(inbox(&stage).await.contains(&late));
 }
 
 #[tokio::test]
 async fn a_token_from_a_clock_that_ran_ahead_matches_nothing() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::manual(NOW)).await;
     let id = stage.publish().await;
-    stage.fan_out().await;
+    fan_out(&stage).await;
     let reader = &stage.service.reader;
     stage.clock.set(NOW.after(SIXTY_DAYS));
     let page = reader.first_page(&stage.ben, false, 10).await.expect("read");
@@ -88,17 +56,17 @@ async fn a_token_from_a_clock_that_ran_ahead_matches_nothing() {
     assert_eq!(reader.poll(&stage.ben, page.token).await.expect("polled"), Poll::Changed);
     let token = page.token.expect("given");
     assert_eq!(reader.changes(&stage.ben, token).await.expect_err("resync").detail(), "refresh");
-    assert_eq!(stage.inbox().await, [id]);
+    assert_eq!(inbox(&stage).await, [id]);
 }
 
 #[tokio::test]
 async fn an_item_beyond_what_is_served_cannot_be_marked() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::manual(NOW)).await;
     let mut ids = Vec::new();
     for n in 0..ITEMS_MAX as u64 + 2 {
         stage.clock.set(NOW.after(Duration::from_secs(n)));
         ids.push(stage.publish().await);
-        stage.fan_out().await;
+        fan_out(&stage).await;
     }
     let page = stage.service.reader.first_page(&stage.ben, false, 100).await.expect("read");
     assert_eq!((page.items.len(), page.truncated), (ITEMS_MAX, true));
@@ -114,18 +82,18 @@ async fn an_item_beyond_what_is_served_cannot_be_marked() {
 
 #[tokio::test]
 async fn a_delta_names_what_new_arrivals_pushed_out() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::manual(NOW)).await;
     for n in 0..ITEMS_MAX as u64 {
         stage.clock.set(NOW.after(Duration::from_secs(n)));
         stage.publish().await;
-        stage.fan_out().await;
+        fan_out(&stage).await;
     }
-    let before = stage.inbox().await;
+    let before = inbox(&stage).await;
     let reader = &stage.service.reader;
     let token = reader.first_page(&stage.ben, false, 100).await.expect("read").token.expect("given");
     stage.clock.set(NOW.after(Duration::from_secs(100)));
     let newest = stage.publish().await;
-    stage.fan_out().await;
+    fan_out(&stage).await;
     let delta = reader.changes(&stage.ben, token).await.expect("a delta").expect("a change");
     assert_eq!(delta.upserted.iter().map(|item| item.post.id).collect::<Vec<_>>(), [newest]);
     assert_eq!(delta.removed, [before[ITEMS_MAX - 1]]);
@@ -133,9 +101,9 @@ async fn a_delta_names_what_new_arrivals_pushed_out() {
 
 #[tokio::test]
 async fn items_that_come_back_from_the_archive_in_bulk_must_be_fetched() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::manual(NOW)).await;
     let id = stage.publish().await;
-    stage.fan_out().await;
+    fan_out(&stage).await;
     let (reader, marker) = (&stage.service.reader, &stage.service.marker);
     marker.mark(stage.ben.clone(), id, Mark::Archived, true, None).await.expect("marked");
     let token = reader.first_page(&stage.ben, false, 10).await.expect("read").token;

@@ -4,55 +4,16 @@
 mod in_process;
 
 use fanfold::clock::Clock;
-use fanfold::domain::{Audience, Mark, PostId, ProducerId, ViewerId};
+use fanfold::domain::{Mark, ProducerId};
 use fanfold::marks::Target;
-use fanfold::publish::{Draft, Expiry};
 use fanfold::reader::Poll;
-use in_process::Service;
+use in_process::Stage;
 
 const ROUNDS: usize = 400;
 
-struct Stage {
-    service: Service,
-    ben: ViewerId,
-    _dir: tempfile::TempDir,
-}
-
-impl Stage {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let service = Service::start(dir.path(), &Clock::system()).await;
-        Self { service, ben: ViewerId::parse("viewer", "ben").expect("valid"), _dir: dir }
-    }
-
-    async fn publish(&self) -> PostId {
-        let draft = Draft {
-            producer: ProducerId::local(),
-            kind: "t".into(),
-            actor: None,
-            data: "{}".into(),
-            thread_key: None,
-            audience: Audience::parse("viewers", &["ben"], 1).expect("valid"),
-            expiry: Expiry::Never,
-            idempotency: None,
-        };
-        self.service.publisher.publish(draft).await.expect("published").id
-    }
-
-    /// Runs what is queued, on another thread.
-    async fn fan_out(&self) -> tokio::task::JoinHandle<()> {
-        let (fanout, tasks) = (self.service.fanout.clone(), self.service.drain().await);
-        tokio::spawn(async move {
-            for task in tasks {
-                fanout.process(&task).await.expect("processed");
-            }
-        })
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_read_beside_a_fan_out_is_never_older_than_its_token() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::system()).await;
     let reader = &stage.service.reader;
     for _ in 0..ROUNDS {
         let id = stage.publish().await;
@@ -74,7 +35,7 @@ async fn a_page_read_beside_a_fan_out_is_never_older_than_its_token() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delta_read_beside_a_fan_out_loses_nothing() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::system()).await;
     let reader = &stage.service.reader;
     let mut token = reader.first_page(&stage.ben, false, 6).await.expect("read").token.expect("given");
     for _ in 0..ROUNDS {
@@ -96,7 +57,7 @@ async fn a_delta_read_beside_a_fan_out_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marking_all_beside_a_fan_out_marks_nothing_unread() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::system()).await;
     let (reader, marker) = (&stage.service.reader, &stage.service.marker);
     for _ in 0..ROUNDS {
         let token = reader.first_page(&stage.ben, false, 6).await.expect("read").token.expect("given");
@@ -116,7 +77,7 @@ async fn marking_all_beside_a_fan_out_marks_nothing_unread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retract_beside_its_own_fan_out_stays_hidden() {
-    let stage = Stage::new().await;
+    let stage = Stage::new(Clock::system()).await;
     let reader = &stage.service.reader;
     for _ in 0..ROUNDS {
         let id = stage.publish().await;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use fanfold::adapters::embedded::*;
 use fanfold::adapters::{Queue, Revisions, Store};
 use fanfold::clock::Clock;
-use fanfold::domain::{Lane, Task};
+use fanfold::domain::{Audience, Lane, PostId, ProducerId, Task, ViewerId};
 use fanfold::fanout::Fanout;
 use fanfold::marks::Marker;
 use fanfold::ports::{Path, Queue as _, Store as _};
-use fanfold::publish::{PublishLimits, Publisher};
+use fanfold::publish::{Draft, Expiry, PublishLimits, Publisher};
 use fanfold::reader::{ReadLimits, Reader};
 use fanfold::relay::{Relay, RelayLimits};
 use fanfold::withdrawals::Withdrawals;
@@ -115,5 +115,46 @@ impl Service {
             }
         }
         tasks
+    }
+}
+
+/// A service with one viewer, for tests that run one post at a time.
+pub struct Stage {
+    pub service: Service,
+    pub clock: Clock,
+    pub ben: ViewerId,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    pub async fn new(clock: Clock) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let service = Service::start(dir.path(), &clock).await;
+        Self { service, clock, ben: ViewerId::parse("viewer", "ben").expect("valid"), _dir: dir }
+    }
+
+    /// Publishes a post to the viewer; its task waits in the queue.
+    pub async fn publish(&self) -> PostId {
+        let draft = Draft {
+            producer: ProducerId::local(),
+            kind: "t".into(),
+            actor: None,
+            data: "{}".into(),
+            thread_key: None,
+            audience: Audience::parse("viewers", &["ben"], 1).expect("valid"),
+            expiry: Expiry::Never,
+            idempotency: None,
+        };
+        self.service.publisher.publish(draft).await.expect("published").id
+    }
+
+    /// Runs what is queued, on another thread.
+    pub async fn fan_out(&self) -> tokio::task::JoinHandle<()> {
+        let (fanout, tasks) = (self.service.fanout.clone(), self.service.drain().await);
+        tokio::spawn(async move {
+            for task in tasks {
+                fanout.process(&task).await.expect("processed");
+            }
+        })
     }
 }
