@@ -82,6 +82,8 @@ fn benchmark(arguments: Arguments) -> Result<ExitCode> {
     let Arguments { quick, pairs, minutes, out, .. } = arguments;
     let context = Context { quick, pairs: pairs.max(1), minutes, out: std::path::absolute(out)? };
     std::fs::create_dir_all(&context.out)?;
+    // What an interrupted run has left. The folder may be missing.
+    let _ = std::fs::remove_dir_all(context.out.join("tmp"));
     let named = arguments.scenarios.iter().map(String::as_str);
     let names: Vec<&str> = if named.len() == 0 { scenarios::CANONICAL.to_vec() } else { named.collect() };
     let findings = block_on(run(&names, &context))?;
