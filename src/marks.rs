@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::adapters::{Revisions, Store};
 use crate::clock::Clock;
 use crate::domain::revision::NoDelta;
-use crate::domain::{Counts, Mark, PostId, Revision, Row, Time, Token, ViewerId};
+use crate::domain::{Counts, Mark, PostId, Revision, Row, Token, ViewerId};
 use crate::error::{Error, Result};
 use crate::ports::{MarkOrder, Revisions as _, Store as _};
 use crate::publish::uninterrupted;
@@ -180,13 +180,9 @@ impl Marker {
             since.filter(|token| self.reader.is_current(token, bump.before)).zip(bump.after)
         };
         let (items, counts, ends_at) = self.reader.after_marks(&self.store, viewer, &post_ids).await?;
-        let moved = moved.map(|(from, revision)| (from, next_token(from, revision, ends_at)));
+        // What the marks brought back to the list may end earlier than all the rest.
+        let moved = moved.map(|(from, revision)| (from, from.moved_to(revision, ends_at)));
         let post_ids = marked.rows.iter().map(|row| row.post_id).collect();
         Ok(MarkOutcome { moved, post_ids, items, counts })
     }
-}
-
-/// The token after marks: what they brought back to the list may end earlier than all the rest.
-fn next_token(from: Token, revision: Revision, ends_at: Time) -> Token {
-    from.moved_to(revision, ends_at)
 }
