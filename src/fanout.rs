@@ -4,13 +4,18 @@
 use std::time::Duration;
 
 use metrics::{counter, histogram};
-use tracing::{debug, error, warn};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, debug, error, info_span, warn};
 
 use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
 use crate::domain::{Change, Done, Lane, Post, Task};
 use crate::error::{Error, Kind, Result};
-use crate::ports::{Queue as _, Revisions as _, RowsWritten, Store as _};
+use crate::faults::{self, Planted};
+use crate::ports::{Delivery, Queue as _, Revisions as _, RowsWritten, Store as _};
+use crate::tuning::{Board, LaneLimits};
 
 /// How long a worker pauses after a failure, so that a broken dependency is not hammered.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(200);
@@ -34,6 +39,8 @@ pub struct Fanout {
     pub inbox_ttl: Duration,
     /// Failures after which a task that cannot succeed is parked.
     pub attempts_max: u32,
+    /// Where it is told what is in hand.
+    pub board: Board,
 }
 
 /// What became of a task.
@@ -50,30 +57,54 @@ pub enum Outcome {
 }
 
 impl Fanout {
-    /// Works through a lane until the queue is closed; finishes what it has in hand.
-    pub async fn work(&self, lane: Lane) {
+    /// Works through a lane until `stop`, with as many tasks in hand as `limits` says; finishes what it has in hand.
+    pub async fn work(&self, lane: Lane, mut limits: watch::Receiver<LaneLimits>, stop: CancellationToken) {
+        let mut in_hand = JoinSet::new();
         loop {
-            let delivery = match self.queue.next(lane).await {
-                Ok(Some(delivery)) => delivery,
-                Ok(None) => return,
-                Err(error) => {
-                    error!(%error, lane = lane.name(), "cannot take a fan-out task");
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-                    continue;
-                }
-            };
-            let outcome = self.process(&delivery.task).await;
-            let settled = match outcome {
-                Ok(_) => self.queue.ack(delivery).await,
-                Err(error) => {
-                    self.failed(&delivery.task, &error).await;
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-                    self.queue.release(delivery).await
-                }
-            };
-            if let Err(error) = settled {
-                warn!(%error, "a fan-out task could not be acknowledged; it will come again");
+            let tasks = limits.borrow_and_update().tasks as usize;
+            let room = in_hand.len() < tasks;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(_) = in_hand.join_next() => {}
+                // The sender lives as long as the process; without one the last limits hold.
+                Ok(()) = limits.changed() => {}
+                next = self.queue.next(lane), if room => match next {
+                    Ok(Some(delivery)) => {
+                        let this = self.clone();
+                        in_hand.spawn(async move { this.handle(delivery).await });
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        error!(%error, lane = lane.name(), "cannot take a fan-out task");
+                        tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                    }
+                },
             }
+        }
+        while in_hand.join_next().await.is_some() {}
+    }
+
+    async fn handle(&self, delivery: Delivery) {
+        let task = &delivery.task;
+        let name = format!("{}/{}", task.post_id, task.chunk.no);
+        self.board.take(name.clone());
+        let outcome = self.process(task).instrument(span(task)).await;
+        let rows = if matches!(outcome, Ok(Outcome::Done | Outcome::RowsOnly)) { task.chunk.viewers.len() } else { 0 };
+        self.board.finish(&name, rows as u64);
+        let settled = match outcome {
+            Ok(_) => {
+                faults::at("fanout.done");
+                self.queue.ack(delivery).await
+            }
+            Err(error) => {
+                self.failed(&delivery.task, &error).await;
+                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                self.queue.release(delivery).await
+            }
+        };
+        if let Err(error) = settled {
+            warn!(%error, "a fan-out task could not be acknowledged; it will come again");
         }
     }
 
@@ -86,9 +117,19 @@ impl Fanout {
         if (task.attempt > 0 || post.version > task.version) && self.is_done(task, &post).await? {
             return Ok(Outcome::AlreadyDone);
         }
+        if faults::planted(Planted::AckBeforeRows) {
+            let done = Done { version: post.version, fence: self.revisions.fence().await?.seq };
+            self.store.chunk_done(post.id, task.chunk.no, done, true).await?;
+        }
         let (post, rows) = self.write_rows(task, post).await?;
+        faults::at("fanout.rows");
         let change = Change { post_id: post.id, version: post.version };
-        let fence = match self.revisions.bump(&task.chunk.viewers, change).await {
+        let bumped = if faults::planted(Planted::SkipBump) {
+            self.revisions.fence().await.map(|fence| fence.seq)
+        } else {
+            self.revisions.bump(&task.chunk.viewers, change).await
+        };
+        let fence = match bumped {
             Ok(fence) => fence,
             Err(error) if error.kind() == Kind::Unavailable => {
                 warn!(%error, post = %post.id, chunk = task.chunk.no, "rows written, revisions cannot be bumped now");
@@ -97,6 +138,7 @@ impl Fanout {
             }
             Err(error) => return Err(error),
         };
+        faults::at("fanout.bumped");
         self.store.chunk_done(post.id, task.chunk.no, Done { version: post.version, fence }, rows).await?;
         self.observe(task, &post, rows);
         Ok(Outcome::Done)
@@ -131,7 +173,7 @@ impl Fanout {
         if hopeless && attempt + 1 >= self.attempts_max {
             error!(%error, %post, chunk, "a fan-out task failed too often and is parked");
             counter!("fanfold_fanout_parked_total").increment(1);
-            if let Err(error) = self.store.park_chunk(post, chunk, true).await {
+            if let Err(error) = self.store.park_chunk(post, chunk, Some(&error.to_string())).await {
                 warn!(%error, %post, chunk, "the task could not be parked; it will come again");
             }
         }
@@ -146,4 +188,10 @@ impl Fanout {
             histogram!("fanfold_publish_to_visible_seconds").record(age.as_secs_f64());
         }
     }
+}
+
+/// What log lines of a task carry; as a child of the request that published it, where the task brought its trace.
+fn span(task: &Task) -> Span {
+    let trace = task.trace.map(|trace| trace.to_string()).unwrap_or_default();
+    info_span!("fanout", post = %task.post_id, chunk = task.chunk.no, attempt = task.attempt, trace)
 }

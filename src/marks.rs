@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ports::{MarkOrder, Revisions as _, Store as _};
 use crate::publish::uninterrupted;
 use crate::reader::{Item, Reader};
+use crate::{faults, intents};
 
 /// Sets and clears marks.
 #[derive(Clone, Debug)]
@@ -101,7 +102,7 @@ impl Marker {
 
     /// Those of `ids` that are served in this inbox, each once.
     async fn present(&self, viewer: &ViewerId, ids: Vec<PostId>) -> Result<Vec<PostId>> {
-        let view = self.reader.view();
+        let view = self.reader.view().await?;
         let rows = self.reader.served_rows(&self.store, viewer).await?;
         let mut served: HashSet<PostId> = rows.iter().filter(|row| view.shows(row)).map(|row| row.post_id).collect();
         Ok(ids.into_iter().filter(|id| served.remove(id)).collect())
@@ -112,7 +113,7 @@ impl Marker {
     /// In this order: rows, then what is still being fanned out, then the ring. A row that was there but whose bump came
     /// after the token is either in the ring by now, or its chunk was not done when we looked.
     async fn through(&self, viewer: &ViewerId, token: Token, mark: Mark, value: bool) -> Result<Vec<PostId>> {
-        let view = self.reader.view();
+        let view = self.reader.view().await?;
         let rows = self.reader.served_rows(&self.store, viewer).await?;
         let open = |row: &&Row| {
             view.shows(row)
@@ -171,9 +172,10 @@ impl Marker {
             let current = self.revisions.current(viewer).await?;
             since.filter(|token| self.reader.is_current(token, current)).map(|token| (token, token.revision))
         } else {
+            faults::at("mark.written");
             let bump = self.revisions.bump_marks(viewer, &marked.changed).await?;
             if let Some(intent) = marked.intent
-                && let Err(error) = self.store.clear_intent(viewer, intent).await
+                && let Err(error) = intents::clear(&self.store, viewer, intent, &bump).await
             {
                 warn!(%error, "an intent could not be cleared; the relay will bump once more");
             }

@@ -11,7 +11,9 @@ use crate::clock::Clock;
 use crate::domain::post::VERSION_MAX;
 use crate::domain::{Audience, Chunk, Lane, Post, PostId, PostState, ProducerId, Task, Time};
 use crate::error::{Error, Kind, Result};
+use crate::faults;
 use crate::ports::{Changed, KeyClaim, KeyHolder, Queue as _, Store as _};
+use crate::trace;
 use crate::withdrawals::Withdrawals;
 
 /// How often a waiting status request looks.
@@ -143,7 +145,9 @@ impl Publisher {
         // A retry is judged by the first try's clock: what was in time then is in time now.
         let post = self.assemble(&draft, id, chunk_size, id.time())?;
         let chunks = draft.audience.chunks(chunk_size);
+        faults::at("publish.claimed");
         self.store.create_post(&post, &chunks).await?;
+        faults::at("publish.committed");
         counter!("fanfold_posts_total", "op" => "publish").increment(1);
         debug!(post = %post.id, audience = post.audience_size, "published");
         self.enqueue(&post, chunks).await;
@@ -226,7 +230,10 @@ impl Publisher {
                 {
                     return Err(stale(&post, expected));
                 }
-                let Some(mut next) = next else { return Ok(post) };
+                let Some(mut next) = next else {
+                    this.repeated(&post).await?;
+                    return Ok(post);
+                };
                 if post.version >= VERSION_MAX {
                     return Err(Error::new(Kind::Conflict, "too_many_versions", "the post has been edited too often"));
                 }
@@ -243,6 +250,16 @@ impl Publisher {
             }
         })
         .await
+    }
+
+    /// A retract that was there already: its first try may have died between the commit and its answer, so what the
+    /// answer promises is seen to once more.
+    async fn repeated(&self, post: &Post) -> Result<()> {
+        self.store.announce(post).await?;
+        if let Some(withdrawal) = post.withdrawal() {
+            self.withdrawals.insert(withdrawal);
+        }
+        Ok(())
     }
 
     async fn committed(&self, op: &'static str, post: &Post) {
@@ -307,7 +324,8 @@ impl Publisher {
 
     async fn enqueue(&self, post: &Post, chunks: Vec<Chunk>) {
         let lane = Lane::of(post);
-        let task = |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt: 0 };
+        let task =
+            |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt: 0, trace: trace::current() };
         let wanted = chunks.len();
         match self.queue.publish(chunks.into_iter().map(task).collect()).await {
             Ok(taken) if taken == wanted => {}
@@ -381,7 +399,7 @@ impl Publisher {
 
 /// Runs a write to its end on its own task, even if the caller stops waiting because its client has gone.
 pub async fn uninterrupted<T: Send + 'static>(write: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    tokio::spawn(write).await.map_err(|e| Error::internal("a write was cut off").with_source(e))?
+    tokio::spawn(trace::carry(write)).await.map_err(|e| Error::internal("a write was cut off").with_source(e))?
 }
 
 fn unknown_post(id: PostId) -> Error {

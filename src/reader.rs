@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::domain::revision::{NoDelta, RING_MAX};
 use crate::domain::{Counts, Cursor, Marks, Post, PostId, PostState, Revision, Row, Time, Token, View, ViewerId};
 use crate::error::{Error, Kind, Result};
+use crate::faults::{self, Planted};
 use crate::ports::{Revisions as _, Store as _};
 use crate::withdrawals::Withdrawals;
 
@@ -140,8 +141,18 @@ impl Reader {
     /// The first page of an inbox; of the archived items if so asked, which comes without a token.
     pub async fn first_page(&self, viewer: &ViewerId, archived: bool, limit: u32) -> Result<Page> {
         // The revision first, then the rows: the page is never older than its token.
+        let early = if faults::planted(Planted::RowsBeforeToken) {
+            let read = self.read_window(&self.pages, viewer).await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Some(read)
+        } else {
+            None
+        };
         let opened = if archived { None } else { self.open(viewer).await? };
-        let (view, window) = self.read_window(&self.pages, viewer).await?;
+        let (view, window) = match early {
+            Some(read) => read,
+            None => self.read_window(&self.pages, viewer).await?,
+        };
         let page = self.cut(&view, window, None, archived, limit).await?;
         let token = opened.map(|revision| Token { revision, refresh_by: self.refresh_by(&view, page.ends_at) });
         Ok(page.into_page(archived, token))
@@ -227,8 +238,9 @@ impl Reader {
     }
 
     /// The rules as of now, the withdrawals taken before any row.
-    pub fn view(&self) -> View {
-        View { now: self.clock.now(), ttl: self.limits.inbox_ttl, withdrawn: self.withdrawals.snapshot() }
+    pub async fn view(&self) -> Result<View> {
+        let withdrawn = self.withdrawals.current().await?;
+        Ok(View { now: self.clock.now(), ttl: self.limits.inbox_ttl, withdrawn })
     }
 
     /// The newest rows that are served and counted.
@@ -237,7 +249,7 @@ impl Reader {
     }
 
     async fn read_window(&self, store: &Store, viewer: &ViewerId) -> Result<(View, Rows)> {
-        let view = self.view();
+        let view = self.view().await?;
         let items_max = self.limits.items_max;
         let window = store.window(viewer, items_max.saturating_add(BEYOND)).await?;
         let (mut served, truncated) = (window.rows, window.truncated);

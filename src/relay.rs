@@ -1,19 +1,23 @@
 //! The relay: looks at every pending post until all its chunks are done, and drives again what is not.
 //!
 //! It makes the queue a mere accelerator: whatever a queue, a worker or a whole process loses, the store still has the
-//! pending entry, and only the relay removes one.
+//! pending entry, and only the relay removes one. Bumps of marks that were lost are driven here too ([`crate::intents`]).
+//!
+//! One [`Relay`] looks after one shard of the entries; which process runs which is for [`crate::leases`] to say.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
-use crate::adapters::{Queue, Store};
+use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
 use crate::domain::{ChunkState, Fence, Lane, Post, PostId, Task, Withdrawal};
 use crate::error::Result;
+use crate::faults::{self, Planted};
+use crate::intents::Intents;
 use crate::ports::{Pending, Queue as _, Settled, Store as _};
 use crate::withdrawals::Withdrawals;
 
@@ -23,6 +27,10 @@ const PAGE: u32 = 256;
 const BUSY_TICK: Duration = Duration::from_millis(50);
 /// Posts whose attempts are remembered; the others wait for their turn.
 const DRIVES_MAX: usize = 1_000_000;
+/// A lane with more tasks than these has work for a while: what waits in it is not driven again.
+const DEEP_LANE: u64 = 1_000;
+/// But no longer than this: the tasks in the lane may be other ones.
+const DEEP_LANE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long after the end of a post's rows its fan-out is given up. A clock that is wrong by less does no harm.
 const OVERDUE: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,6 +47,10 @@ pub struct RelayLimits {
     pub garbage_after: Duration,
     /// Entries a pass looks at.
     pub scan_max: u32,
+    /// The queue outlives this process: what is pending at the start may be in it.
+    pub queue_survives: bool,
+    /// How many tasks a lane holds.
+    pub lane_tasks_max: u64,
     /// How long rows live.
     pub inbox_ttl: Duration,
 }
@@ -48,9 +60,14 @@ pub struct RelayLimits {
 pub struct Relay {
     store: Store,
     queue: Queue,
-    withdrawals: Withdrawals,
+    /// Those of the readers in this process; where readers are elsewhere, they look into the store.
+    withdrawals: Option<Withdrawals>,
     clock: Clock,
     limits: RelayLimits,
+    shard: u32,
+    intents: Intents,
+    /// How many tasks each lane still takes, as asked in this pass.
+    rooms: [Option<u64>; 2],
     /// Nothing of what was queued before this process is left, so the first round does not wait.
     first_round: bool,
     /// Where the next pass goes on; `None` to begin a new round.
@@ -66,6 +83,24 @@ pub struct Relay {
 struct Drive {
     attempts: u32,
     due: Instant,
+    met: Instant,
+}
+
+/// What a relay works with.
+#[derive(Clone, Debug)]
+pub struct RelayParts {
+    /// The truth, read on behalf of the relay.
+    pub store: Store,
+    /// Where tasks go.
+    pub queue: Queue,
+    /// Where the bumps of marks go.
+    pub revisions: Revisions,
+    /// Those of the readers in this process; `None` where they are elsewhere.
+    pub withdrawals: Option<Withdrawals>,
+    /// What time it is.
+    pub clock: Clock,
+    /// How it paces itself.
+    pub limits: RelayLimits,
 }
 
 /// What a pass did.
@@ -84,16 +119,20 @@ pub struct Pass {
 }
 
 impl Relay {
-    /// A relay whose first round drives everything it finds: what was queued before is gone.
-    pub fn new(store: Store, queue: Queue, withdrawals: Withdrawals, clock: Clock, limits: RelayLimits) -> Self {
-        let candidates = withdrawals.snapshot().iter().collect();
+    /// A relay for a shard. Where the queue did not survive, its first round drives everything it finds.
+    pub fn new(parts: RelayParts, shard: u32) -> Self {
+        let RelayParts { store, queue, revisions, withdrawals, clock, limits } = parts;
+        let candidates = withdrawals.iter().flat_map(|all| all.snapshot().iter().collect::<Vec<_>>()).collect();
         Self {
+            intents: Intents::new(store.clone(), revisions, shard),
             store,
             queue,
             withdrawals,
             clock,
             limits,
-            first_round: true,
+            shard,
+            rooms: [None; 2],
+            first_round: !limits.queue_survives,
             cursor: None,
             drives: HashMap::new(),
             seen: HashSet::new(),
@@ -103,7 +142,13 @@ impl Relay {
 
     /// Passes until told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
+        if faults::planted(Planted::NoRelay) {
+            return stop.cancelled().await;
+        }
         loop {
+            if let Err(error) = self.intents.pass().await {
+                warn!(%error, shard = self.shard, "lost bumps of marks cannot be driven now");
+            }
             let pause = match self.pass().await {
                 Ok(pass) => {
                     if pass.settled + pass.driven > 0 {
@@ -126,11 +171,13 @@ impl Relay {
     /// Looks at the next entries, at most `scan_max`.
     pub async fn pass(&mut self) -> Result<Pass> {
         let mut pass = Pass::default();
+        self.rooms = [None; 2];
         while pass.looked < self.limits.scan_max as usize && !pass.round_done {
-            let page = self.store.pending(self.cursor, PAGE.min(self.limits.scan_max)).await?;
+            let page = self.store.pending(self.shard, self.cursor, PAGE.min(self.limits.scan_max)).await?;
             if self.cursor.is_none() {
                 let oldest = page.entries.first().map(|entry| self.clock.now().since(entry.since));
-                gauge!("fanfold_fanout_lag_seconds").set(oldest.unwrap_or_default().as_secs_f64());
+                gauge!("fanfold_fanout_lag_seconds", "shard" => self.shard.to_string())
+                    .set(oldest.unwrap_or_default().as_secs_f64());
             }
             pass.looked += page.entries.len();
             let looked = self.look(&page.entries, &mut pass).await;
@@ -158,7 +205,10 @@ impl Relay {
             }
         }
         // After the states: a chunk done under a fence that has since been replaced is not done.
-        let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
+        let Some((mut fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
+        if faults::planted(Planted::DoneWithoutFence) {
+            fence.seq = 0;
+        }
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
             match self.judge(&entry, post.as_ref(), &states, fence) {
@@ -209,7 +259,10 @@ impl Relay {
             return Verdict::Leave;
         }
         let patience = if self.first_round { Duration::ZERO } else { self.limits.redrive_after };
-        let drive = self.drives.entry(key).or_insert(Drive { attempts: 0, due: Instant::now() + patience });
+        let drive = self.drives.entry(key).or_insert_with(|| {
+            let met = Instant::now();
+            Drive { attempts: 0, due: met + patience, met }
+        });
         if drive.due <= Instant::now() { Verdict::Drive(post) } else { Verdict::Leave }
     }
 
@@ -223,23 +276,33 @@ impl Relay {
         pass: &mut Pass,
     ) -> Result<()> {
         let (key, lane) = ((entry.post_id, entry.version), Lane::of(post));
-        let attempts = self.drives.get(&key).map_or(0, |drive| drive.attempts);
-        // Parked chunks get one more chance from each process: a new release may know what the old one did not.
-        let open = |state: &ChunkState| (attempts == 0 || !state.parked) && !state.is_done(entry.version, fence.seq);
+        let now = Instant::now();
+        let Drive { attempts, met, .. } =
+            self.drives.get(&key).copied().unwrap_or(Drive { attempts: 0, due: now, met: now });
+        let room = self.room(lane).await?;
+        let deep = self.limits.lane_tasks_max.saturating_sub(room) > DEEP_LANE;
+        if deep && self.limits.queue_survives && met.elapsed() < DEEP_LANE_PATIENCE {
+            return Ok(());
+        }
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        // Where the process is the whole service, parked chunks get one more chance from each: a new release may know
+        // what the old one did not. In a cluster people redrive them.
+        let chance = attempts == 0 && !self.limits.queue_survives;
+        let open = |state: &ChunkState| (chance || !state.parked) && !state.is_done(entry.version, fence.seq);
         let numbers: Vec<u32> = (0..).zip(states).filter(|(_, state)| open(state)).map(|(no, _)| no).collect();
-        let room = usize::try_from(self.queue.room(lane).await?).unwrap_or(usize::MAX);
         let mut tasks = Vec::new();
         for no in numbers.iter().take(room) {
             match self.store.chunk(post.id, *no).await? {
                 Some(chunk) => {
                     let attempt = attempts + 1;
-                    tasks.push(Task { post_id: post.id, version: post.version, chunk, lane, attempt });
+                    tasks.push(Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: None });
                 }
                 None => error!(post = %post.id, chunk = no, "a committed post lacks a chunk"),
             }
         }
         let wanted = tasks.len();
         let taken = self.queue.publish(tasks).await?;
+        self.rooms[lane as usize] = Some((room - taken.min(room)) as u64).filter(|_| taken == wanted);
         counter!("fanfold_relay_driven_total").increment(taken as u64);
         pass.driven += taken;
         // A full lane is nobody's failure: the rest is tried again soon, and counts as no attempt.
@@ -247,21 +310,35 @@ impl Relay {
         pass.lane_full |= cut_short;
         let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(self.limits.redrive_after_max);
         let (attempts, wait) = if cut_short { (attempts, self.limits.redrive_after) } else { (attempts + 1, wait) };
-        self.drives.insert(key, Drive { attempts, due: Instant::now() + wait });
+        self.drives.insert(key, Drive { attempts, due: Instant::now() + wait, met });
         Ok(())
     }
 
+    /// How many tasks a lane still takes: asked once a pass, then counted.
+    async fn room(&mut self, lane: Lane) -> Result<u64> {
+        if let Some(room) = self.rooms[lane as usize] {
+            return Ok(room);
+        }
+        let room = self.queue.room(lane).await?;
+        self.rooms[lane as usize] = Some(room);
+        Ok(room)
+    }
+
     fn finish_round(&mut self) {
+        self.first_round = false;
+        let Some(withdrawals) = &self.withdrawals else {
+            self.seen.clear();
+            return;
+        };
         let complete: Vec<_> = self.candidates.iter().filter(|w| !self.seen.contains(&w.post_id)).copied().collect();
         for withdrawal in &complete {
-            self.withdrawals.settle(withdrawal.post_id, withdrawal.version);
+            withdrawals.settle(withdrawal.post_id, withdrawal.version);
         }
         if !complete.is_empty() {
             info!(posts = complete.len(), "withdrawals are complete");
         }
-        self.candidates = self.withdrawals.snapshot().iter().collect();
+        self.candidates = withdrawals.snapshot().iter().collect();
         self.seen.clear();
-        self.first_round = false;
     }
 }
 

@@ -1,23 +1,58 @@
 //! What is already hidden though its fan-out still runs: retracted posts, and edits that brought an expiry forward.
 //!
 //! A retract is invisible from its 202 on. Its rows follow chunk by chunk; until the last one is written, every answer
-//! leaves the post out by this set.
+//! leaves the post out by this set. Where several nodes serve readers, each follows what the others have written down.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::adapters::Store;
 use crate::domain::{PostId, Withdrawal, Withdrawn};
 use crate::error::Result;
 use crate::ports::Store as _;
 
+/// Between looks at what other nodes have withdrawn.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A set older than this is read again before anything is answered by it.
+const AGE_MAX: Duration = Duration::from_secs(1);
+
 /// The set, shared by those who add (publishing), read (readers) and settle (the relay).
-#[derive(Clone, Debug, Default)]
-pub struct Withdrawals(Arc<RwLock<Withdrawn>>);
+#[derive(Clone, Debug)]
+pub struct Withdrawals(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    set: RwLock<Withdrawn>,
+    others: Option<Others>,
+}
+
+/// What other nodes withdraw.
+#[derive(Debug)]
+struct Others {
+    store: Store,
+    /// When the last look began that succeeded.
+    seen: Mutex<Instant>,
+    looking: tokio::sync::Mutex<()>,
+}
 
 impl Withdrawals {
-    /// The withdrawals that the store knows of; loaded before the first request is served.
+    /// The withdrawals that the store knows of; loaded before the first request is served. Nobody else adds to them.
     pub async fn load(store: &Store) -> Result<Self> {
-        let withdrawals = Self::default();
+        Self::read(store, None).await
+    }
+
+    /// The same where other nodes withdraw too: keep [`Withdrawals::follow`] running.
+    pub async fn shared(store: &Store) -> Result<Self> {
+        let (store, seen) = (store.clone(), Mutex::new(Instant::now()));
+        let others = Others { store: store.clone(), seen, looking: tokio::sync::Mutex::default() };
+        Self::read(&store, Some(others)).await
+    }
+
+    async fn read(store: &Store, others: Option<Others>) -> Result<Self> {
+        let withdrawals = Self(Arc::new(Inner { set: RwLock::default(), others }));
         for withdrawal in store.withdrawals().await? {
             withdrawals.insert(withdrawal);
         }
@@ -26,17 +61,69 @@ impl Withdrawals {
 
     /// Hides a post from now on.
     pub fn insert(&self, withdrawal: Withdrawal) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(withdrawal);
+        self.0.set.write().unwrap_or_else(PoisonError::into_inner).insert(withdrawal);
     }
 
-    /// The set as it is now. Take it *before* reading rows: what is settled later then stays hidden, and what was
-    /// settled before has its rows written.
+    /// The set as it is known here.
     pub fn snapshot(&self) -> Withdrawn {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.set.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The set as it is now, everywhere, less what was withdrawn elsewhere in the last second. Take it *before* reading
+    /// rows: what is settled later then stays hidden, and what was settled before has its rows written.
+    pub async fn current(&self) -> Result<Withdrawn> {
+        if let Some(others) = self.0.others.as_ref().filter(|others| others.seen().elapsed() > AGE_MAX) {
+            let _one_at_a_time = others.looking.lock().await;
+            if others.seen().elapsed() > AGE_MAX {
+                self.look(others).await?;
+            }
+        }
+        Ok(self.snapshot())
     }
 
     /// The rows of `post_id` now say so themselves, at `version`.
     pub fn settle(&self, post_id: PostId, version: u32) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).settle(post_id, version);
+        self.0.set.write().unwrap_or_else(PoisonError::into_inner).settle(post_id, version);
+    }
+
+    /// Follows what other nodes withdraw, until told to stop.
+    pub async fn follow(self, stop: CancellationToken) {
+        let Some(others) = &self.0.others else { return };
+        let mut told = false;
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            let _one_at_a_time = others.looking.lock().await;
+            match self.look(others).await {
+                Ok(()) => told = false,
+                Err(error) if !told => {
+                    told = true;
+                    warn!(%error, "what other nodes have withdrawn cannot be read; until it can, inboxes are not served");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes over what the store has. What was known before and is there no more has been settled; what is added here
+    /// meanwhile stays.
+    async fn look(&self, others: &Others) -> Result<()> {
+        let (begun, before) = (Instant::now(), self.snapshot());
+        let there = others.store.withdrawals().await?;
+        let mut gone: Vec<Withdrawal> = before.iter().collect();
+        gone.retain(|known| !there.iter().any(|w| (w.post_id, w.version) == (known.post_id, known.version)));
+        for withdrawal in there {
+            self.insert(withdrawal);
+        }
+        for withdrawal in gone {
+            self.settle(withdrawal.post_id, withdrawal.version);
+        }
+        *others.seen() = begun;
+        Ok(())
+    }
+}
+
+impl Others {
+    fn seen(&self) -> MutexGuard<'_, Instant> {
+        // A plain instant: no panic leaves it half changed.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

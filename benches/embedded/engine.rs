@@ -11,8 +11,11 @@ use fanfold::fanout::Fanout;
 use fanfold::ports::{Path as ReadPath, Queue as _, Revisions as _};
 use fanfold::publish::{Draft, PublishLimits, Publisher};
 use fanfold::service::Backends;
+use fanfold::tuning::{Board, FANOUT, LaneLimits};
 use fanfold::withdrawals::Withdrawals;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::context;
 use crate::measure::Result;
@@ -56,7 +59,7 @@ impl Engine {
         let publisher = Publisher {
             store: store.for_path(ReadPath::Publish),
             queue: queue.clone(),
-            withdrawals: Withdrawals::default(),
+            withdrawals: Withdrawals::load(&store).await?,
             clock: clock.clone(),
             limits,
         };
@@ -67,6 +70,7 @@ impl Engine {
             clock,
             inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
             attempts_max: config.fanout.attempts_max,
+            board: Board::new(FANOUT, &Clock::system()),
         };
         let workers = [(Lane::Small, config.fanout.workers_small), (Lane::Bulk, config.fanout.workers_bulk)];
         Ok(Self { publisher, fanout, workers })
@@ -106,10 +110,9 @@ impl Engine {
     pub fn start_workers(&self) -> Workers {
         let mut tasks = JoinSet::new();
         for (lane, count) in self.workers {
-            for _ in 0..count {
-                let fanout = self.fanout.clone();
-                tasks.spawn(async move { fanout.work(lane).await });
-            }
+            let (fanout, limits) = (self.fanout.clone(), watch::Sender::new(LaneLimits { tasks: count }));
+            let stop = CancellationToken::new();
+            tasks.spawn(async move { fanout.work(lane, limits.subscribe(), stop).await });
         }
         Workers { queue: self.fanout.queue.clone(), tasks }
     }

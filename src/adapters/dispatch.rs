@@ -1,15 +1,15 @@
 //! One closed enum a port, matched by hand: no generics through the application, no boxed futures.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::embedded::{EmbeddedQueue, EmbeddedRevisions, EmbeddedStore};
-use super::rabbitmq::RabbitQueue;
+use super::rabbitmq::{RabbitQueue, SetAside};
 use super::redis::RedisRevisions;
 use super::scylla::ScyllaStore;
 use crate::domain::*;
 use crate::error::Result;
 use crate::ports::{self, Delivery, KeyClaim, KeyHolder, MarkBump, MarkOrder, Marked, Path};
-use crate::ports::{Changed, Pending, PendingPage, RowsWritten, Settled, Window};
+use crate::ports::{Changed, FenceEntry, Intent, Pending, PendingPage, RowsWritten, Settled, Window};
 
 /// The store in use.
 #[derive(Clone, Debug)]
@@ -55,11 +55,54 @@ impl Store {
         }
     }
 
+    /// Changes how rows are written: rows under way at the same time, and rows of one replica set in a batch. The
+    /// embedded store groups by itself.
+    pub fn tune(&self, rows_in_flight: u32, batch_rows: u32) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Scylla(inner) => inner.tune(rows_in_flight, batch_rows),
+        }
+    }
+
     /// An error if the store cannot take writes.
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Embedded(inner) => inner.check(),
             Self::Scylla(inner) => inner.check(),
+        }
+    }
+}
+
+impl Queue {
+    /// Takes up to `limit` of the messages that the queue has set aside in hand. The embedded queue sets nothing aside.
+    pub async fn set_aside(&self, limit: u32) -> Result<Option<SetAside>> {
+        match self {
+            Self::Embedded(_) => Ok(None),
+            Self::Rabbit(inner) => inner.set_aside(limit).await.map(Some),
+        }
+    }
+
+    /// How many messages the queue has set aside; `None` where it sets nothing aside.
+    pub async fn parked(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Embedded(_) => Ok(None),
+            Self::Rabbit(inner) => inner.parked().await.map(Some),
+        }
+    }
+
+    /// Waits until what is finished is known outside this process.
+    pub async fn flush(&self) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Rabbit(inner) => inner.flush().await,
+        }
+    }
+
+    /// Changes how many tasks a lane of this process has at hand. The embedded queue holds them all.
+    pub fn set_prefetch(&self, prefetch: u32) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Rabbit(inner) => inner.set_prefetch(prefetch),
         }
     }
 }
@@ -85,6 +128,7 @@ impl ports::Store for Store {
         key_holder(producer: &ProducerId, key: &str) -> Result<Option<KeyHolder>>;
         create_post(post: &Post, chunks: &[Chunk]) -> Result<()>;
         change_post(expected: u32, post: &Post) -> Result<Changed>;
+        announce(post: &Post) -> Result<()>;
         post(id: PostId) -> Result<Option<Post>>;
         posts(ids: &[PostId]) -> Result<Vec<Option<Post>>>;
         chunk(id: PostId, no: u32) -> Result<Option<Chunk>>;
@@ -92,16 +136,38 @@ impl ports::Store for Store {
         write_rows(post: &Post, viewers: &[ViewerId]) -> Result<RowsWritten>;
         chunk_done(id: PostId, no: u32, done: Done, rows: bool) -> Result<()>;
         chunk_rows_done(id: PostId, no: u32, version: u32) -> Result<()>;
-        park_chunk(id: PostId, no: u32, parked: bool) -> Result<()>;
+        park_chunk(id: PostId, no: u32, reason: Option<&str>) -> Result<()>;
+        parked(id: PostId) -> Result<Vec<ParkedChunk>>;
         window(viewer: &ViewerId, limit: u32) -> Result<Window>;
         rows(viewer: &ViewerId, ids: &[PostId]) -> Result<Vec<Option<Row>>>;
         mark(order: &MarkOrder<'_>) -> Result<Marked>;
         clear_intent(viewer: &ViewerId, intent: u64) -> Result<()>;
-        pending(from: Option<Pending>, limit: u32) -> Result<PendingPage>;
+        intents(shard: u32, limit: u32) -> Result<Vec<Intent>>;
+        pending(shard: u32, from: Option<Pending>, limit: u32) -> Result<PendingPage>;
         settle(settled: &[Settled]) -> Result<()>;
         withdrawals() -> Result<Vec<Withdrawal>>;
         register_fence(nonce: u64, replid: &str) -> Result<Fence>;
         newest_fence() -> Result<Option<(Fence, String)>>;
+        fences(limit: u32) -> Result<Vec<FenceEntry>>;
+    }
+
+    fn shards(&self) -> u32 {
+        match self {
+            Self::Embedded(inner) => inner.shards(),
+            Self::Scylla(inner) => inner.shards(),
+        }
+    }
+}
+
+impl ports::Control for Store {
+    forward! {
+        [Embedded Scylla]
+        lease(name: &str, owner: u128, ttl: Duration) -> Result<bool>;
+        release(name: &str, owner: u128) -> Result<()>;
+        tuning() -> Result<Tuning>;
+        set_tuning(tuning: &Tuning) -> Result<bool>;
+        report(report: &WorkerReport) -> Result<()>;
+        reports() -> Result<Vec<WorkerReport>>;
     }
 }
 

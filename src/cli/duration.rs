@@ -24,6 +24,11 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
+/// Parses a span of time, in whole seconds.
+pub fn parse_seconds(text: &str) -> Result<u32, String> {
+    u32::try_from(parse(text)?.as_secs()).map_err(|_| "is too long".to_owned())
+}
+
 fn span(number: u64, unit: &str) -> Result<Duration, String> {
     let seconds = match unit {
         "ms" => return Ok(Duration::from_millis(number)),

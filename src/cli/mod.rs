@@ -17,6 +17,7 @@ mod serve;
 mod status;
 mod watch;
 mod wire;
+pub mod worker;
 
 use std::process::ExitCode;
 

@@ -3,14 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::duration;
 use super::fault::{Fault, Result};
-use crate::config::{Config, LogFormat, Overrides};
+use crate::config::{Config, LogFormat, Mode, Overrides};
 
 const EXAMPLES: &str = "\
 Examples:
   fanfold                                   the same as `fanfold serve`
   fanfold serve --listen 127.0.0.1:0        any free port; the banner says which
   fanfold serve --data /var/lib/fanfold --log-format json
+  fanfold serve --mode cluster --wait-for 60s   an API node on ScyllaDB, RabbitMQ and Redis
   fanfold config default > fanfold.toml && fanfold serve --config fanfold.toml";
 
 const AFTER: &str = "\
@@ -30,6 +32,12 @@ pub struct Args {
     /// Configuration file to read [env: FANFOLD_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where the truth lives: in this process, or in ScyllaDB, RabbitMQ and Redis [env: FANFOLD_MODE]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<ModeArg>,
+    /// How long to wait for servers that cannot be reached yet, such as 60s
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_seconds)]
+    wait_for: Option<u32>,
     /// Allow an address that other machines can reach, although nobody has to show a key
     #[arg(long)]
     insecure_listen_beyond_loopback: bool,
@@ -42,9 +50,24 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum LogFormatArg {
+pub enum LogFormatArg {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ModeArg {
+    Embedded,
+    Cluster,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Embedded => Self::Embedded,
+            ModeArg::Cluster => Self::Cluster,
+        }
+    }
 }
 
 impl From<LogFormatArg> for LogFormat {
@@ -63,6 +86,9 @@ pub fn run(args: Args) -> Result<()> {
         listen: args.listen,
         data: args.data,
         insecure_listen_beyond_loopback: args.insecure_listen_beyond_loopback,
+        mode: args.mode.map(Into::into),
+        wait_for_s: args.wait_for,
+        worker_listen: None,
         log_filter: args.log,
         log_format: args.log_format.map(Into::into),
     })?;

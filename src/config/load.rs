@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use super::rules::{self, Rule};
-use super::{Config, LogFormat};
+use super::{Config, LogFormat, Mode};
 use crate::error::{Error, Kind, Result};
 
 /// The manual, and the very defaults.
@@ -21,8 +21,12 @@ const PREFIX: &str = "FANFOLD_";
 /// Names the configuration file.
 const FILE_VARIABLE: &str = "FANFOLD_CONFIG";
 /// The variables with a short name, and the keys they set.
-const SHORT_NAMES: [(&str, &str); 3] =
-    [("FANFOLD_LISTEN", "http.listen"), ("FANFOLD_DATA", "store.data"), ("FANFOLD_LOG", "log.filter")];
+const SHORT_NAMES: [(&str, &str); 4] = [
+    ("FANFOLD_MODE", "service.mode"),
+    ("FANFOLD_LISTEN", "http.listen"),
+    ("FANFOLD_DATA", "store.data"),
+    ("FANFOLD_LOG", "log.filter"),
+];
 /// Variables that are not the service's: the address that the command line talks to, and what belongs to development.
 const FOREIGN_NAMES: [&str; 1] = ["FANFOLD_URL"];
 const FOREIGN_PREFIXES: [&str; 3] = ["FANFOLD_TEST_", "FANFOLD_STACK_", "FANFOLD_BENCH_"];
@@ -38,6 +42,12 @@ pub struct Overrides {
     pub data: Option<PathBuf>,
     /// `--insecure-listen-beyond-loopback`; false leaves the decision to the file and the environment.
     pub insecure_listen_beyond_loopback: bool,
+    /// `--mode`.
+    pub mode: Option<Mode>,
+    /// `--wait-for`, in seconds.
+    pub wait_for_s: Option<u32>,
+    /// `--listen` of a worker.
+    pub worker_listen: Option<SocketAddr>,
     /// `--log-format`.
     pub log_format: Option<LogFormat>,
     /// `--log-filter`.
@@ -66,7 +76,20 @@ pub fn load(overrides: &Overrides, env: impl IntoIterator<Item = (String, String
 
 impl Overrides {
     fn apply(&self, config: &mut Config) {
-        let Self { file: _, listen, data, insecure_listen_beyond_loopback, log_format, log_filter } = self;
+        let Self {
+            file: _,
+            listen,
+            data,
+            insecure_listen_beyond_loopback,
+            mode,
+            wait_for_s,
+            worker_listen,
+            log_format,
+            log_filter,
+        } = self;
+        config.service.mode = mode.unwrap_or(config.service.mode);
+        config.service.wait_for_s = wait_for_s.unwrap_or(config.service.wait_for_s);
+        config.worker.listen = worker_listen.unwrap_or(config.worker.listen);
         config.http.listen = listen.unwrap_or(config.http.listen);
         config.http.insecure_listen_beyond_loopback |= insecure_listen_beyond_loopback;
         config.log.format = log_format.unwrap_or(config.log.format);
@@ -231,6 +254,19 @@ fn check_together(config: &Config) -> Result<()> {
         ("relay.redrive_after_ms", relay.redrive_after_ms),
         ("relay.redrive_after_ms_max", relay.redrive_after_ms_max),
     )?;
+    let redis = &config.redis;
+    at_most(
+        ("redis.fence_check_ms", redis.fence_check_ms),
+        ("redis.fence_confirm_ms_max", redis.fence_confirm_ms_max),
+    )?;
+    let age = config.revisions.token_age_s_max;
+    if config.service.mode == Mode::Cluster && redis.record_ttl_s <= age {
+        let detail = format!(
+            "must be more than revisions.token_age_s_max ({age}), is {}: tokens would end early",
+            redis.record_ttl_s
+        );
+        return Err(Error::limit("invalid_config", "redis.record_ttl_s", detail, age, redis.record_ttl_s));
+    }
     at_most(("store.memtable_bytes", store.memtable_bytes), ("store.journal_bytes_max", store.journal_bytes_max))?;
     let (garbage, keys) = (relay.garbage_after_s, publish.idempotency_ttl_s);
     if garbage <= keys {

@@ -1,10 +1,12 @@
 //! Configuration: parsed once, checked, then only read. `config.default.toml` is the manual and the defaults.
 
+mod cluster;
 mod load;
 mod rules;
 #[cfg(test)]
 mod tests;
 
+pub use cluster::{Consistency, Mode, Rabbitmq, Redis, Scylla, Secret, Service, Tablets, Worker};
 pub use load::{DEFAULT_TOML, Overrides, load};
 
 use std::net::SocketAddr;
@@ -17,6 +19,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Config {
+    pub service: Service,
     pub http: Http,
     pub publish: Publish,
     pub inbox: Inbox,
@@ -25,6 +28,10 @@ pub struct Config {
     pub fanout: Fanout,
     pub relay: Relay,
     pub store: Store,
+    pub scylla: Scylla,
+    pub rabbitmq: Rabbitmq,
+    pub redis: Redis,
+    pub worker: Worker,
     pub log: Log,
 }
 

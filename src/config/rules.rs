@@ -25,12 +25,22 @@ pub(super) enum Rule {
     Address,
     /// Text that is not empty.
     Text,
+    /// Text that may be empty.
+    AnyText,
+    /// Text that may be empty and is never shown.
+    Secret,
+    /// A list of texts, none of them empty; in the environment separated by commas.
+    Texts,
+    /// The same, never shown.
+    Secrets,
     /// One of these words.
     Word(&'static [&'static str]),
 }
 
 /// Every key and its rule, in the order of `config.default.toml`. The tests hold the two, and the struct, together.
 pub(super) const RULES: &[(&str, Rule)] = &[
+    ("service.mode", Rule::Word(&["embedded", "cluster"])),
+    ("service.wait_for_s", whole(0, 3_600)),
     ("http.listen", Rule::Address),
     ("http.insecure_listen_beyond_loopback", Rule::Flag),
     ("http.connections_max", whole(1, 1_000_000)),
@@ -84,6 +94,45 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("store.free_bytes_min", whole(0, TIB)),
     ("store.commit_jobs_max", whole(1, 65_536)),
     ("store.commit_bytes_max", whole(64 * KIB, GIB)),
+    ("scylla.contact_points", Rule::Texts),
+    ("scylla.keyspace", Rule::Text),
+    ("scylla.datacenter", Rule::AnyText),
+    ("scylla.replication_factor", whole(1, 100)),
+    ("scylla.consistency", Rule::Word(&["local_quorum", "quorum", "each_quorum"])),
+    ("scylla.user", Rule::AnyText),
+    ("scylla.password", Rule::Secret),
+    ("scylla.tls", Rule::Flag),
+    ("scylla.tls_ca_file", Rule::AnyText),
+    ("scylla.tablets", Rule::Word(&["default", "on", "off"])),
+    ("scylla.incremental_compaction", Rule::Flag),
+    ("scylla.connections_per_shard", whole(1, 64)),
+    ("scylla.requests_in_flight_max", whole(1, 65_536)),
+    ("scylla.request_concurrency", whole(1, 4_096)),
+    ("scylla.rows_in_flight_max", whole(1, 100_000)),
+    ("scylla.batch_rows_max", whole(1, 100)),
+    ("scylla.connect_timeout_ms", whole(100, 10 * MINUTE_MS)),
+    ("scylla.read_timeout_ms", whole(10, 10 * MINUTE_MS)),
+    ("scylla.write_timeout_ms", whole(10, 10 * MINUTE_MS)),
+    ("scylla.lwt_timeout_ms", whole(10, 10 * MINUTE_MS)),
+    ("rabbitmq.url", Rule::Secret),
+    ("rabbitmq.tls_ca_file", Rule::AnyText),
+    ("rabbitmq.prefix", Rule::Text),
+    ("rabbitmq.prefetch", whole(1, 1_000)),
+    ("rabbitmq.confirms_in_flight_max", whole(1, 65_535)),
+    ("rabbitmq.deliveries_max", whole(1, 1_000)),
+    ("rabbitmq.timeout_ms", whole(10, 10 * MINUTE_MS)),
+    ("redis.urls", Rule::Secrets),
+    ("redis.sentinel_master", Rule::AnyText),
+    ("redis.node_url", Rule::Secret),
+    ("redis.tls_ca_file", Rule::AnyText),
+    ("redis.key_prefix", Rule::Text),
+    ("redis.connect_timeout_ms", whole(10, 10 * MINUTE_MS)),
+    ("redis.response_timeout_ms", whole(10, 10 * MINUTE_MS)),
+    ("redis.commands_in_flight_max", whole(1, 65_536)),
+    ("redis.record_ttl_s", whole(60, 365 * DAY_S)),
+    ("redis.fence_check_ms", whole(50, MINUTE_MS)),
+    ("redis.fence_confirm_ms_max", whole(100, 10 * MINUTE_MS)),
+    ("worker.listen", Rule::Address),
     ("log.format", Rule::Word(&["text", "json"])),
     ("log.filter", Rule::Text),
 ];
@@ -116,12 +165,19 @@ impl Rule {
             (Rule::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
             (Rule::Text, Value::String(text)) => !text.is_empty(),
             (Rule::Word(words), Value::String(text)) => words.contains(&text.as_str()),
+            (Rule::AnyText | Rule::Secret, Value::String(_)) => true,
+            (Rule::Texts | Rule::Secrets, Value::Array(list)) => {
+                !list.is_empty() && list.iter().all(|text| text.as_str().is_some_and(|text| !text.is_empty()))
+            }
             _ => false,
         };
         if fits {
             return Ok(());
         }
-        let detail = format!("must be {}, is {value} ({origin})", self.expected());
+        let detail = match self {
+            Rule::Secret | Rule::Secrets => format!("must be {} ({origin})", self.expected()),
+            _ => format!("must be {}, is {value} ({origin})", self.expected()),
+        };
         Err(Error::invalid("invalid_config", key, detail))
     }
 
@@ -130,7 +186,10 @@ impl Rule {
     pub(super) fn read(self, text: String) -> Value {
         let typed = match self {
             Rule::Whole { .. } | Rule::Flag => text.parse().ok(),
-            Rule::Address | Rule::Text | Rule::Word(_) => None,
+            Rule::Texts | Rule::Secrets => {
+                Some(Value::Array(text.split(',').map(|part| Value::String(part.trim().to_owned())).collect()))
+            }
+            Rule::Address | Rule::Text | Rule::AnyText | Rule::Secret | Rule::Word(_) => None,
         };
         typed.unwrap_or(Value::String(text))
     }
@@ -142,6 +201,8 @@ impl Rule {
             Rule::Flag => "true or false".to_owned(),
             Rule::Address => "an IP address and a port such as \"127.0.0.1:8470\"".to_owned(),
             Rule::Text => "text that is not empty".to_owned(),
+            Rule::AnyText | Rule::Secret => "text".to_owned(),
+            Rule::Texts | Rule::Secrets => "a list of texts that are not empty".to_owned(),
             Rule::Word(words) => format!("\"{}\"", words.join("\" or \"")),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::ids::{PostId, ViewerId};
 use super::post::Post;
+use super::trace::TraceId;
 
 /// A numbered slice of a post's audience: the unit of fan-out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,4 +100,6 @@ pub struct Task {
     pub lane: Lane,
     /// How often the relay has driven it before; 0 on the first publish.
     pub attempt: u32,
+    /// The request that caused it, for the log.
+    pub trace: Option<TraceId>,
 }

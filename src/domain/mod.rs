@@ -8,6 +8,8 @@ pub mod post;
 pub mod revision;
 pub mod time;
 pub mod token;
+pub mod trace;
+pub mod tuning;
 pub mod view;
 
 pub use audience::Audience;
@@ -18,4 +20,6 @@ pub use post::{Post, PostState, Withdrawal};
 pub use revision::{Change, Fence, Record, Revision};
 pub use time::Time;
 pub use token::{Cursor, Token};
+pub use trace::TraceId;
+pub use tuning::{Knob, ParkedChunk, Tuning, WorkerReport};
 pub use view::{Counts, View, Withdrawn};

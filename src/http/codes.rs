@@ -99,6 +99,7 @@ pub const CODES: &[Code] = &[
 pub const STARTUP_CODES: &[Code] = &[
     code("address_in_use", 0, "Address in use", "Another process listens on http.listen."),
     code("cannot_listen", 0, "Cannot listen", "http.listen cannot be bound."),
+    code("chunk_not_found", 0, "No such chunk", "The post has no chunk of this number."),
     code("config_not_found", 0, "Configuration not found", "The configuration file cannot be read."),
     code("data_locked", 0, "Data folder locked", "Another process uses the data folder."),
     code("data_newer", 0, "Data folder too new", "A newer release has written the data folder."),

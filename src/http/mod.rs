@@ -25,6 +25,7 @@ mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
+pub mod worker;
 
 pub use server::serve;
 

@@ -13,8 +13,9 @@ use super::openapi::{QUERY, problems};
 use super::params;
 use super::problem::Answer;
 use crate::domain::Lane;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::ports::{Path, Queue as _, Revisions as _};
+use crate::service::Backends;
 use crate::telemetry;
 
 /// How the service is.
@@ -24,6 +25,9 @@ struct HealthBody {
     /// `live` or `ready`.
     #[schema(example = "ready")]
     status: &'static str,
+    /// What cannot be used now though the rest works: `revisions` (polls answer 503, pages come without a token).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    degraded: Vec<&'static str>,
 }
 
 problems!(LiveProblems: QUERY, &[]);
@@ -37,7 +41,7 @@ problems!(LiveProblems: QUERY, &[]);
 )]
 pub(super) async fn livez(request: Request) -> Answer {
     let [] = params::query(request.uri().query(), [])?;
-    Ok(json::respond(StatusCode::OK, &HealthBody { status: "live" })?)
+    Ok(json::respond(StatusCode::OK, &HealthBody { status: "live", degraded: Vec::new() })?)
 }
 
 problems!(ReadyProblems: QUERY, &["not_ready"]);
@@ -53,8 +57,9 @@ pub(super) async fn readyz(State(app): State<App>, request: Request) -> Answer {
         Error::unavailable("not_ready", format!("{what}: {}", error.detail())).with_source(error)
     };
     app.backends.store.check().map_err(|error| not_ready("store", error))?;
-    app.backends.revisions.fence().await.map_err(|error| not_ready("revisions", error))?;
-    Ok(json::respond(StatusCode::OK, &HealthBody { status: "ready" })?)
+    // Without revisions pages still work; a load balancer that took every node out would make it worse.
+    let degraded = app.backends.revisions.fence().await.err().map(|_| "revisions");
+    Ok(json::respond(StatusCode::OK, &HealthBody { status: "ready", degraded: degraded.into_iter().collect() })?)
 }
 
 problems!(MetricsProblems: QUERY, &[]);
@@ -66,24 +71,32 @@ problems!(MetricsProblems: QUERY, &[]);
 )]
 pub(super) async fn metrics(State(app): State<App>, request: Request) -> Answer {
     let [] = params::query(request.uri().query(), [])?;
-    refresh(&app).await?;
+    refresh(&app.backends).await;
     let mut response = Response::new(Body::from(app.metrics.render()));
-    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
     Ok(response)
 }
 
-/// Brings the metrics that are kept elsewhere up to date.
-async fn refresh(app: &App) -> Result<()> {
+/// The text format of Prometheus.
+pub(super) const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Brings the metrics that are kept elsewhere up to date. What cannot be asked keeps its last value: metrics are needed
+/// most when something is down.
+pub(super) async fn refresh(backends: &Backends) {
     for path in Path::ALL {
-        counter!("fanfold_store_reads_total", "path" => path.name()).absolute(app.backends.store.reads(path));
+        counter!("fanfold_store_reads_total", "path" => path.name()).absolute(backends.store.reads(path));
     }
     for lane in Lane::ALL {
-        let depth = app.backends.queue.depth(lane).await?;
-        gauge!("fanfold_queue_tasks", "lane" => lane.name()).set(depth as f64);
+        if let Ok(depth) = backends.queue.depth(lane).await {
+            gauge!("fanfold_queue_tasks", "lane" => lane.name()).set(depth as f64);
+        }
     }
+    if let Ok(Some(parked)) = backends.queue.parked().await {
+        gauge!("fanfold_queue_parked_messages").set(parked as f64);
+    }
+    gauge!("fanfold_store_up").set(f64::from(u8::from(backends.store.check().is_ok())));
+    gauge!("fanfold_revisions_up").set(f64::from(u8::from(backends.revisions.fence().await.is_ok())));
     telemetry::refresh_process_metrics();
-    Ok(())
 }
 
 problems!(OpenapiProblems: QUERY, &[]);

@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::ops::Range;
 
-use crate::domain::{Chunk, ChunkState, Done, Fence, Mark, Post, PostId, ProducerId, Row, Time, ViewerId, Withdrawal};
+use crate::domain::{
+    Chunk, ChunkState, Done, Fence, Mark, ParkedChunk, Post, PostId, ProducerId, Row, Time, ViewerId, Withdrawal,
+};
 use crate::error::Result;
 
 /// On whose behalf the store is read: the label of `fanfold_store_reads_total`.
@@ -161,6 +163,28 @@ pub struct PendingPage {
     pub next: Option<Pending>,
 }
 
+/// Marks whose bump may not have come yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Its name, as in [`Marked::intent`].
+    pub id: u64,
+    /// Whose inbox.
+    pub viewer: ViewerId,
+    /// The posts whose marks changed.
+    pub post_ids: Vec<PostId>,
+}
+
+/// An entry of the fence registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceEntry {
+    /// Number and nonce.
+    pub fence: Fence,
+    /// Whose life it is.
+    pub replid: String,
+    /// When it was registered.
+    pub at: Time,
+}
+
 /// How the relay settles a pending entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -189,6 +213,10 @@ pub trait Store {
     /// Commits the next version of a post, if it is still at `expected`; its pending entry is written with it.
     fn change_post(&self, expected: u32, post: &Post) -> impl Future<Output = Result<Changed>> + Send;
 
+    /// Sees to it that a committed version hides what it hides and is driven, though whoever committed it may have died
+    /// before it said so.
+    fn announce(&self, post: &Post) -> impl Future<Output = Result<()>> + Send;
+
     /// The present state of a post.
     fn post(&self, id: PostId) -> impl Future<Output = Result<Option<Post>>> + Send;
 
@@ -212,8 +240,11 @@ pub trait Store {
     /// Records that a chunk's rows are there though its bumps are not. May be lost in a crash.
     fn chunk_rows_done(&self, id: PostId, no: u32, version: u32) -> impl Future<Output = Result<()>> + Send;
 
-    /// Sets a chunk aside, or takes it up again.
-    fn park_chunk(&self, id: PostId, no: u32, parked: bool) -> impl Future<Output = Result<()>> + Send;
+    /// Sets a chunk aside for a reason, or (`None`) takes it up again.
+    fn park_chunk(&self, id: PostId, no: u32, reason: Option<&str>) -> impl Future<Output = Result<()>> + Send;
+
+    /// The chunks of a post that are set aside.
+    fn parked(&self, id: PostId) -> impl Future<Output = Result<Vec<ParkedChunk>>> + Send;
 
     /// The newest `limit` rows of an inbox, as of one instant.
     fn window(&self, viewer: &ViewerId, limit: u32) -> impl Future<Output = Result<Window>> + Send;
@@ -227,9 +258,20 @@ pub trait Store {
     /// Clears an intent whose bump has come.
     fn clear_intent(&self, viewer: &ViewerId, intent: u64) -> impl Future<Output = Result<()>> + Send;
 
-    /// Up to `limit` pending entries from `from` on (inclusive), oldest first. `None` begins a round: where that is, the
-    /// store knows, so that no round walks over what was settled long ago.
-    fn pending(&self, from: Option<Pending>, limit: u32) -> impl Future<Output = Result<PendingPage>> + Send;
+    /// Up to `limit` intents of a shard that were not cleared yet.
+    fn intents(&self, shard: u32, limit: u32) -> impl Future<Output = Result<Vec<Intent>>> + Send;
+
+    /// Into how many shards the relay's work is cut.
+    fn shards(&self) -> u32;
+
+    /// Up to `limit` pending entries of a shard from `from` on (inclusive), oldest first. `None` begins a round: where
+    /// that is, the store knows, so that no round walks over what was settled long ago.
+    fn pending(
+        &self,
+        shard: u32,
+        from: Option<Pending>,
+        limit: u32,
+    ) -> impl Future<Output = Result<PendingPage>> + Send;
 
     /// Settles pending entries. May be lost in a crash.
     fn settle(&self, settled: &[Settled]) -> impl Future<Output = Result<()>> + Send;
@@ -242,4 +284,7 @@ pub trait Store {
 
     /// The newest entry of the fence registry, with the `replid` it was registered for.
     fn newest_fence(&self) -> impl Future<Output = Result<Option<(Fence, String)>>> + Send;
+
+    /// The newest `limit` entries of the fence registry, newest first.
+    fn fences(&self, limit: u32) -> impl Future<Output = Result<Vec<FenceEntry>>> + Send;
 }

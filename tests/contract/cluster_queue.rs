@@ -15,9 +15,14 @@ use crate::{START, post_at, viewer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A task for nobody, in the form that is written today: form, lane, post, version, chunk 7, attempt, no viewers.
+const TASK_7: [u8; 34] =
+    [1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0];
+
 fn options(url: &str) -> RabbitOptions {
     RabbitOptions {
         url: url.into(),
+        tls_ca_file: None,
         prefix: format!("fanfold-test-{:016x}", rand::random::<u64>()),
         tasks_max: 4,
         prefetch: 8,
@@ -42,7 +47,7 @@ crate::queue_suite!(queue_suite, super::open());
 
 fn task(no: u32) -> Task {
     let chunk = Chunk { no, viewers: [viewer("a")].into() };
-    Task { post_id: post_at(START, 1).id, version: 1, chunk, lane: Lane::Small, attempt: 0 }
+    Task { post_id: post_at(START, 1).id, version: 1, chunk, lane: Lane::Small, attempt: 0, trace: None }
 }
 
 /// A channel of the test's own.
@@ -102,7 +107,7 @@ async fn what_was_not_acknowledged_comes_again_and_the_rest_does_not() {
             _ => drop(delivery),
         }
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    queue.flush().await;
     drop(queue);
     let queue = start(&options).await;
     let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
@@ -122,6 +127,50 @@ async fn a_closed_queue_returns_what_it_has_not_handed_out() {
     assert!(queue.next(Lane::Small).await.expect("asked").is_none());
     eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
     queue.ack(in_hand).await.expect("what is in hand can still be finished");
+}
+
+#[tokio::test]
+async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let queue = start(&options(&url)).await;
+    queue.publish((0..4).map(task).collect()).await.expect("published");
+    let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
+    queue.set_prefetch(0);
+    eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    queue.ack(in_hand).await.expect("what is in hand can still be finished");
+    queue.set_prefetch(2);
+    let mut seen = std::collections::HashSet::new();
+    while seen.len() < 3 {
+        let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+        assert!(seen.insert(delivery.task.chunk.no), "delivered twice");
+        queue.ack(delivery).await.expect("acknowledged");
+    }
+    assert_eq!(seen, [1, 2, 3].into());
+}
+
+#[tokio::test]
+async fn what_is_set_aside_can_be_taken_over_or_left() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = options(&url);
+    let queue = start(&options).await;
+    let (_connection, channel) = channel(&url).await;
+    let publish = async |bytes: &[u8]| {
+        let name = format!("{}.parked", options.prefix);
+        let properties = BasicProperties::default();
+        channel
+            .basic_publish("".into(), name.into(), BasicPublishOptions::default(), bytes, properties)
+            .await
+            .expect("published");
+    };
+    publish(&[99, 1, 2, 3]).await;
+    publish(&TASK_7).await;
+    eventually(2, async || queue.parked().await.expect("asked")).await;
+    let set_aside = queue.set_aside(10).await.expect("in hand");
+    let readable: Vec<bool> = set_aside.messages.iter().map(|message| message.task.is_some()).collect();
+    assert_eq!(readable, [false, true]);
+    assert!(set_aside.messages[0].reason.contains("form 99"), "{}", set_aside.messages[0].reason);
+    set_aside.remove(&readable).await.expect("sorted");
+    eventually(1, async || queue.parked().await.expect("asked")).await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use fanfold::adapters::Store;
 use fanfold::adapters::redis::{RedisOptions, RedisRevisions, RedisServers};
+use fanfold::clock::Clock;
 use fanfold::domain::revision::MARK_BIT;
 use fanfold::domain::{Change, Fence, PostId, Record, Time, ViewerId};
 use fanfold::error::Kind;
@@ -30,6 +31,8 @@ fn options(urls: &[String]) -> RedisOptions {
         check_every: Duration::from_millis(200),
         confirm_max: Duration::from_secs(3),
         waiters_max: 100,
+        tls_ca_file: None,
+        clock: Clock::system(),
     }
 }
 

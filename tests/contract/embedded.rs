@@ -78,7 +78,7 @@ async fn what_was_written_survives_a_restart() {
     let window = opened.store.window(&audience.viewers()[2], 10).await.expect("read");
     assert_eq!(window.rows.iter().map(|row| row.post_id).collect::<Vec<_>>(), [post.id]);
     assert!(opened.store.chunk_states(post.id, 0..2).await.expect("read")[0].is_done(1, 1));
-    let pending = opened.store.pending(None, 10).await.expect("read").entries;
+    let pending = opened.store.pending(0, None, 10).await.expect("read").entries;
     assert_eq!(pending.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [post.id]);
     assert_eq!(opened.store.newest_fence().await.expect("read"), Some((first, "x".into())));
 }
@@ -95,6 +95,6 @@ async fn a_clock_set_back_over_a_restart_keeps_pending_entries_in_order() {
     opened.clock.set(START.before(Duration::from_secs(3600)));
     let late = crate::post_at(START, 1);
     opened.store.create_post(&late, &chunk("b")).await.expect("created");
-    let pending = opened.store.pending(None, 10).await.expect("read").entries;
+    let pending = opened.store.pending(0, None, 10).await.expect("read").entries;
     assert_eq!(pending.iter().map(|entry| entry.post_id).collect::<Vec<_>>(), [early.id, late.id]);
 }

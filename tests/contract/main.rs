@@ -3,6 +3,7 @@
 mod cluster_queue;
 mod cluster_revisions;
 mod cluster_store;
+mod control;
 mod embedded;
 mod queue;
 mod redis_server;

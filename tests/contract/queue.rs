@@ -35,7 +35,7 @@ macro_rules! queue_suite {
 
 fn task(no: u32, lane: Lane) -> Task {
     let chunk = Chunk { no, viewers: [viewer("a"), viewer("ü b")].into() };
-    Task { post_id: post_at(START, 2).id, version: 3, chunk, lane, attempt: no }
+    Task { post_id: post_at(START, 2).id, version: 3, chunk, lane, attempt: no, trace: None }
 }
 
 pub async fn tasks_arrive_whole_and_once(queue: &impl Queue) {

@@ -114,7 +114,7 @@ impl World {
             }
         }
         self.relay().await;
-        let left = self.service().store.pending(None, 10).await.expect("read");
+        let left = self.service().store.pending(0, None, 10).await.expect("read");
         if !left.entries.is_empty() {
             return Err(TestCaseError::fail(format!("still pending: {left:?}")));
         }

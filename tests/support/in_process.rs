@@ -13,7 +13,8 @@ use fanfold::marks::Marker;
 use fanfold::ports::{Path, Queue as _, Store as _};
 use fanfold::publish::{Draft, Expiry, PublishLimits, Publisher};
 use fanfold::reader::{ReadLimits, Reader};
-use fanfold::relay::{Relay, RelayLimits};
+use fanfold::relay::{Relay, RelayLimits, RelayParts};
+use fanfold::tuning::{Board, FANOUT};
 use fanfold::withdrawals::Withdrawals;
 
 /// How long rows live here.
@@ -72,7 +73,17 @@ impl Service {
             redrive_after_max: Duration::ZERO,
             garbage_after: Duration::from_secs(1_000_000),
             scan_max: 1_000,
+            queue_survives: false,
+            lane_tasks_max: 8,
             inbox_ttl: INBOX_TTL,
+        };
+        let parts = RelayParts {
+            store: store.for_path(Path::Relay),
+            queue: queue.clone(),
+            revisions: revisions.clone(),
+            withdrawals: Some(withdrawals.clone()),
+            clock: clock.clone(),
+            limits: relay_limits,
         };
         Self {
             publisher: Publisher {
@@ -95,8 +106,9 @@ impl Service {
                 clock: clock.clone(),
                 inbox_ttl: INBOX_TTL,
                 attempts_max: 3,
+                board: Board::new(FANOUT, clock),
             },
-            relay: Relay::new(store.for_path(Path::Relay), queue.clone(), withdrawals, clock.clone(), relay_limits),
+            relay: Relay::new(parts, 0),
             reader,
             revisions: records,
             store,

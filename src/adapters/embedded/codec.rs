@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::domain::{Chunk, ChunkState, Done, Marks, Post, PostId, PostState, ProducerId, Row, Time, ViewerId};
+use crate::domain::{Chunk, ChunkState, Done, Fence, Marks, Post, PostId, PostState, ProducerId, Row, Time, ViewerId};
 use crate::error::{Error, Kind, Result};
-use crate::ports::KeyHolder;
+use crate::ports::{FenceEntry, KeyHolder};
 
 const FORM: u8 = 1;
 
@@ -246,6 +246,16 @@ pub fn decode_holder(bytes: &[u8]) -> Result<KeyHolder> {
         Some(KeyHolder { fingerprint: r.array()?, post_id: PostId::from_bytes(r.array()?), chunk_size: r.u32()? })
     }
     read(bytes).ok_or_else(|| corrupt("an idempotency key"))
+}
+
+/// An entry of the fence registry; it has no time here.
+pub fn decode_fence((key, value): (fjall::Slice, fjall::Slice)) -> Result<FenceEntry> {
+    let read = || {
+        let (seq, (nonce, replid)) = (key.first_chunk().copied()?, value.split_first_chunk()?);
+        let fence = Fence { seq: u32::from_be_bytes(seq), nonce: u64::from_be_bytes(*nonce) };
+        Some(FenceEntry { fence, replid: String::from_utf8(replid.to_vec()).ok()?, at: Time::ZERO })
+    };
+    read().ok_or_else(|| Error::internal("a fence of unknown form"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod codec;
 mod committer;
+mod control;
 mod folder;
 mod keys;
 mod queue;

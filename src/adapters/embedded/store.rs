@@ -10,13 +10,15 @@ use fjall::{Database, Keyspace, Readable as _, Slice};
 use super::Folder;
 use super::codec::*;
 use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
+use super::control::Agreed;
 use super::keys::{self, InboxPart};
 use super::tables::{StoreOptions, Tables, newest_pending, open_database, open_tables};
 use crate::adapters::reads::Reads;
 use crate::domain::*;
 use crate::error::{Error, Result};
 use crate::ports::{
-    Changed, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten, Settled, Store, Window,
+    Changed, FenceEntry, Intent, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten,
+    Settled, Store, Window,
 };
 
 /// A handle to the store, for reads on behalf of one [`Path`].
@@ -36,6 +38,7 @@ struct Shared {
     options: StoreOptions,
     /// The time of the oldest pending entry that the relay's last round met, in microseconds.
     pending_head: AtomicI64,
+    agreed: Agreed,
     /// Let go last, when nothing writes any more.
     _folder: Folder,
 }
@@ -77,6 +80,7 @@ impl EmbeddedStore {
             reads: Arc::new(Reads::default()),
             options,
             pending_head: AtomicI64::new(0),
+            agreed: Agreed::default(),
             _folder: folder,
         };
         Ok(Self { shared: Arc::new(shared), path: Path::System })
@@ -98,6 +102,10 @@ impl EmbeddedStore {
             return Err(Error::unavailable("store_failed", "a commit failed; the store needs a restart"));
         }
         Ok(())
+    }
+
+    pub(super) fn agreed(&self) -> &Agreed {
+        &self.shared.agreed
     }
 
     fn committer(&self) -> Result<&Committer> {
@@ -213,6 +221,11 @@ impl Store for EmbeddedStore {
         .await
     }
 
+    async fn announce(&self, _: &Post) -> Result<()> {
+        // The pending entry and the version were one commit.
+        Ok(())
+    }
+
     async fn post(&self, id: PostId) -> Result<Option<Post>> {
         let bytes = self.get(&self.shared.tables.posts, id.as_bytes())?;
         bytes.map(|bytes| decode_post(id, &bytes)).transpose()
@@ -275,8 +288,17 @@ impl Store for EmbeddedStore {
         self.update_chunk_state(id, no, move |state| state.rows_version = state.rows_version.max(Some(version))).await
     }
 
-    async fn park_chunk(&self, id: PostId, no: u32, parked: bool) -> Result<()> {
+    async fn park_chunk(&self, id: PostId, no: u32, reason: Option<&str>) -> Result<()> {
+        let parked = reason.is_some();
         self.update_chunk_state(id, no, move |state| state.parked = parked).await
+    }
+
+    /// The reasons are in the log only.
+    async fn parked(&self, id: PostId) -> Result<Vec<ParkedChunk>> {
+        let Some(post) = self.post(id).await? else { return Ok(Vec::new()) };
+        let states = (0..).zip(self.chunk_states(id, 0..post.chunk_count()).await?);
+        let parked = states.filter(|(_, state)| state.parked);
+        Ok(parked.map(|(no, _)| ParkedChunk { post_id: id, no, reason: String::new() }).collect())
     }
 
     async fn window(&self, viewer: &ViewerId, limit: u32) -> Result<Window> {
@@ -353,7 +375,15 @@ impl Store for EmbeddedStore {
         Ok(())
     }
 
-    async fn pending(&self, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
+    async fn intents(&self, _: u32, _: u32) -> Result<Vec<Intent>> {
+        Ok(Vec::new())
+    }
+
+    fn shards(&self) -> u32 {
+        1
+    }
+
+    async fn pending(&self, _: u32, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
         self.scan(move |shared| {
             // Entries are given rising times and only the relay removes them, so nothing is left before the oldest that
             // the last round met. From the very start the scan would step over every one that was ever removed.
@@ -433,17 +463,12 @@ impl Store for EmbeddedStore {
     }
 
     async fn newest_fence(&self) -> Result<Option<(Fence, String)>> {
+        Ok(self.fences(1).await?.into_iter().next().map(|entry| (entry.fence, entry.replid)))
+    }
+
+    async fn fences(&self, limit: u32) -> Result<Vec<FenceEntry>> {
         self.shared.reads.count(self.path);
-        let newest = self.shared.tables.fences.last_key_value().map(|entry| entry.into_inner());
-        let read = |(key, value): (Slice, Slice)| {
-            let (seq, (nonce, replid)) = (key.first_chunk().copied()?, value.split_first_chunk()?);
-            let fence = Fence { seq: u32::from_be_bytes(seq), nonce: u64::from_be_bytes(*nonce) };
-            Some((fence, String::from_utf8(replid.to_vec()).ok()?))
-        };
-        newest
-            .transpose()
-            .map_err(store_error)?
-            .map(|entry| read(entry).ok_or_else(|| Error::internal("a fence of unknown form")))
-            .transpose()
+        let newest_first = self.shared.tables.fences.iter().rev().take(limit as usize);
+        newest_first.map(|entry| decode_fence(entry.into_inner().map_err(store_error)?)).collect()
     }
 }

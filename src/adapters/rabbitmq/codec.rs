@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::domain::{Chunk, Lane, PostId, Task, ViewerId};
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::domain::{Chunk, Lane, PostId, Task, TraceId, ViewerId};
 
 /// The form written here. A reader that meets a higher one leaves the message to a newer release.
 const FORM: u8 = 1;
@@ -47,6 +49,27 @@ pub fn decode(bytes: &[u8]) -> Result<Task, Unreadable> {
     }
 }
 
+/// The header that carries the trace, as in HTTP.
+const TRACE_PARENT: &str = "traceparent";
+
+/// The headers that go with a task's bytes.
+pub fn headers(task: &Task) -> FieldTable {
+    let mut headers = FieldTable::default();
+    if let Some(trace) = task.trace {
+        let parent = trace.to_parent(rand::random());
+        headers.insert(TRACE_PARENT.into(), AMQPValue::LongString(parent.into()));
+    }
+    headers
+}
+
+/// The trace that a message's headers carry.
+pub fn trace(headers: Option<&FieldTable>) -> Option<TraceId> {
+    match headers?.inner().get(TRACE_PARENT)? {
+        AMQPValue::LongString(value) => TraceId::of_parent(&value.to_string()),
+        _ => None,
+    }
+}
+
 fn read(bytes: &[u8]) -> Option<Task> {
     let (&lane, mut rest) = bytes.split_first()?;
     let lane = match lane {
@@ -65,7 +88,7 @@ fn read(bytes: &[u8]) -> Option<Task> {
         rest = after;
     }
     let chunk = Chunk { no, viewers: Arc::from(viewers) };
-    rest.is_empty().then_some(Task { post_id, version, chunk, lane, attempt })
+    rest.is_empty().then_some(Task { post_id, version, chunk, lane, attempt, trace: None })
 }
 
 fn take<'a, const N: usize>(bytes: &mut &'a [u8]) -> Option<&'a [u8; N]> {
@@ -81,7 +104,7 @@ mod tests {
     fn task() -> Task {
         let viewers = ["ben", "ü b", &"x".repeat(128)].map(|v| ViewerId::parse("v", v).expect("valid"));
         let chunk = Chunk { no: 7, viewers: viewers.into() };
-        Task { post_id: PostId::from_bytes([9; 16]), version: 3, chunk, lane: Lane::Bulk, attempt: 2 }
+        Task { post_id: PostId::from_bytes([9; 16]), version: 3, chunk, lane: Lane::Bulk, attempt: 2, trace: None }
     }
 
     #[test]
@@ -94,6 +117,14 @@ mod tests {
         assert_eq!(decode(&[&bytes[..], &[0]].concat()), Err(Unreadable::Malformed));
         let many = [&bytes[..30], &u32::MAX.to_be_bytes(), &bytes[34..]].concat();
         assert_eq!(decode(&many), Err(Unreadable::Malformed), "a count beyond the bytes");
+    }
+
+    #[test]
+    fn the_trace_goes_in_the_headers() {
+        let trace = TraceId::of_parent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        assert_eq!(super::trace(Some(&headers(&Task { trace, ..task() }))), trace);
+        assert_eq!(super::trace(Some(&headers(&task()))), None);
+        assert_eq!(super::trace(None), None);
     }
 
     #[test]

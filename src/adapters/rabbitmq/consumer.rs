@@ -11,7 +11,7 @@ use lapin::options::BasicRejectOptions;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::topology::{self, cannot, queue_name, within};
@@ -26,6 +26,10 @@ const ACK_PAUSE: Duration = Duration::from_millis(2);
 /// that is gone must not acknowledge what a later one delivered under the same number.
 const TAG_BITS: u32 = 40;
 const CONSUMER_TAG: &str = "fanfold";
+/// The most that can be at hand.
+const PREFETCH_MAX: u16 = 1_000;
+/// Between looks whether a connection that nothing is asked of still stands.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// A lane's consuming half.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct Consumer {
     started: AtomicBool,
     connections: AtomicU64,
     current: Mutex<Option<Arc<Session>>>,
+    /// How many tasks are at hand; 0 while paused.
+    prefetch: watch::Sender<u16>,
     /// Nothing more is handed out.
     closed: CancellationToken,
 }
@@ -47,6 +53,8 @@ struct Session {
     channel: Channel,
     acks: Mutex<Acks>,
     finished: Notify,
+    /// Counts how often the broker was told what is finished.
+    told: watch::Sender<u64>,
 }
 
 /// The broker's tags, between delivery and acknowledgement.
@@ -67,9 +75,10 @@ impl Acks {
 
 impl Consumer {
     pub fn new(lane: Lane, options: Arc<RabbitOptions>) -> Self {
-        let (tasks, waiting) = async_channel::bounded(usize::from(options.prefetch.max(1)));
+        let (tasks, waiting) = async_channel::bounded(usize::from(PREFETCH_MAX));
         Self {
             lane,
+            prefetch: watch::Sender::new(options.prefetch.clamp(1, PREFETCH_MAX)),
             options,
             tasks,
             waiting,
@@ -114,9 +123,23 @@ impl Consumer {
         Ok(())
     }
 
+    /// Changes how many tasks are at hand, in hand included. 0 gives back what is not in hand yet.
+    pub fn set_prefetch(&self, prefetch: u16) {
+        self.prefetch.send_if_modified(|known| std::mem::replace(known, prefetch.min(PREFETCH_MAX)) != prefetch);
+    }
+
     /// Hands out nothing more. What was not handed out goes back to the queue; what is in hand can be acknowledged.
     pub fn close(&self) {
         self.closed.cancel();
+    }
+
+    /// Waits until the broker has been told what is finished, or cannot be told any more.
+    pub async fn flush(&self) {
+        let session = self.current().clone();
+        let Some(session) = session else { return };
+        let mut told = session.told.subscribe();
+        let all_told = told.wait_for(|_| session.acks().finished.is_empty());
+        let _ = tokio::time::timeout(self.options.timeout, all_told).await;
     }
 
     fn session_of(&self, delivery: &Delivery) -> Option<Arc<Session>> {
@@ -146,51 +169,77 @@ impl Consumer {
         let connection = topology::connect(&self.options, self.lane.name()).await?;
         let channel = within(limit, "open a channel", connection.create_channel()).await?;
         topology::declare(&channel, &self.options).await?;
-        let qos = channel.basic_qos(self.options.prefetch, BasicQosOptions::default());
-        within(limit, "set the prefetch", qos).await?;
-        let queue = queue_name(&self.options, self.lane);
-        let consuming =
-            channel.basic_consume(queue, CONSUMER_TAG.into(), BasicConsumeOptions::default(), FieldTable::default());
-        let messages = within(limit, "deliver tasks", consuming).await?;
         *pauses = Pauses::new();
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let session = Arc::new(Session { number, channel, acks: Mutex::default(), finished: Notify::new() });
+        let session = Arc::new(Session {
+            number,
+            channel,
+            acks: Mutex::default(),
+            finished: Notify::new(),
+            told: watch::Sender::new(0),
+        });
         *self.current() = Some(Arc::clone(&session));
         tokio::select! {
-            error = self.hand_out(&session, messages, &connection) => error,
+            error = self.hand_out(&session, &connection) => error,
             error = session.acknowledge() => error,
         }
     }
 
     /// Hands out what comes until closed; then only keeps the connection for what is in hand.
-    async fn hand_out(
-        &self,
-        session: &Session,
-        mut messages: lapin::Consumer,
-        connection: &Connection,
-    ) -> Result<Infallible> {
-        loop {
-            let message = tokio::select! {
-                biased;
-                () = self.closed.cancelled() => break,
-                message = messages.next() => message,
-            };
-            let message = message.ok_or_else(|| cannot("the broker has ended the delivery of tasks"))?;
-            let message = message.map_err(|error| cannot("the connection is broken").with_source(error))?;
-            session.acks().in_hand.insert(message.delivery_tag);
-            match codec::decode(&message.data) {
-                Ok(task) => self.hand(session, message.delivery_tag, task).await,
-                Err(error) => {
-                    tracing::error!(%error, lane = self.lane.name(), "a message is parked");
-                    session.park(message.delivery_tag).await?;
+    async fn hand_out(&self, session: &Session, connection: &Connection) -> Result<Infallible> {
+        let mut prefetch = self.prefetch.subscribe();
+        while !self.closed.is_cancelled() {
+            let at_hand = *prefetch.borrow_and_update();
+            if at_hand == 0 {
+                // Nobody asks for tasks now. A connection that breaks meanwhile is found out when somebody does.
+                tokio::select! {
+                    () = self.closed.cancelled() => {}
+                    _ = prefetch.changed() => {}
+                    () = broken(connection) => return Err(cannot("the connection is broken")),
                 }
+                continue;
+            }
+            let mut messages = self.subscribe(session, at_hand).await?;
+            loop {
+                let message = tokio::select! {
+                    biased;
+                    () = self.closed.cancelled() => break,
+                    _ = prefetch.changed() => break,
+                    message = messages.next() => message,
+                };
+                let message = message.ok_or_else(|| cannot("the broker has ended the delivery of tasks"))?;
+                self.take(session, message).await?;
+            }
+            self.give_back(session, messages).await?;
+        }
+        broken(connection).await;
+        Err(cannot("the connection is broken"))
+    }
+
+    /// Has tasks delivered, so many at hand.
+    async fn subscribe(&self, session: &Session, at_hand: u16) -> Result<lapin::Consumer> {
+        let limit = self.options.timeout;
+        let qos = session.channel.basic_qos(at_hand, BasicQosOptions::default());
+        within(limit, "set the prefetch", qos).await?;
+        let (queue, options) = (queue_name(&self.options, self.lane), BasicConsumeOptions::default());
+        let consuming = session.channel.basic_consume(queue, CONSUMER_TAG.into(), options, FieldTable::default());
+        within(limit, "deliver tasks", consuming).await
+    }
+
+    async fn take(&self, session: &Session, message: lapin::Result<lapin::message::Delivery>) -> Result<()> {
+        let message = message.map_err(|error| cannot("the connection is broken").with_source(error))?;
+        session.acks().in_hand.insert(message.delivery_tag);
+        match codec::decode(&message.data) {
+            Ok(task) => {
+                let trace = codec::trace(message.properties.headers().as_ref());
+                self.hand(session, message.delivery_tag, Task { trace, ..task }).await;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, lane = self.lane.name(), "a message is parked");
+                session.park(message.delivery_tag).await
             }
         }
-        self.give_back(session).await?;
-        while connection.status().connected() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Err(cannot("the connection is broken"))
     }
 
     async fn hand(&self, session: &Session, tag: u64, task: Task) {
@@ -205,20 +254,26 @@ impl Consumer {
     }
 
     /// Returns what was not handed out, so that other workers need not wait until this process has ended.
-    async fn give_back(&self, session: &Session) -> Result<()> {
+    async fn give_back(&self, session: &Session, mut messages: lapin::Consumer) -> Result<()> {
         let cancelling = session.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
         within(self.options.timeout, "end the delivery", cancelling).await?;
+        // What was on its way comes before the end of the stream.
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(self.options.timeout, messages.next()).await {
+            session.give_back(message.delivery_tag).await?;
+        }
         while let Ok(delivery) = self.waiting.try_recv() {
-            if delivery.tag >> TAG_BITS != session.number {
-                continue;
+            if delivery.tag >> TAG_BITS == session.number {
+                session.give_back(delivery.tag & ((1 << TAG_BITS) - 1)).await?;
             }
-            let tag = delivery.tag & ((1 << TAG_BITS) - 1);
-            let back = BasicNackOptions { requeue: true, multiple: false };
-            let returned = session.channel.basic_nack(tag, back).await;
-            session.acks().in_hand.remove(&tag);
-            returned.map_err(|error| cannot("a task could not be returned").with_source(error))?;
         }
         Ok(())
+    }
+}
+
+/// Waits until a connection is no more.
+async fn broken(connection: &Connection) {
+    while connection.status().connected() {
+        tokio::time::sleep(CHECK_EVERY).await;
     }
 }
 
@@ -226,6 +281,13 @@ impl Session {
     fn acks(&self) -> MutexGuard<'_, Acks> {
         // Sets of numbers: no panic can leave them half changed.
         self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a message to its queue.
+    async fn give_back(&self, tag: u64) -> Result<()> {
+        let returned = self.channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false }).await;
+        self.acks().in_hand.remove(&tag);
+        returned.map_err(|error| cannot("a task could not be returned").with_source(error))
     }
 
     /// Has the broker move a message to the parked queue. It counts as in hand until then, so that no acknowledgement
@@ -247,6 +309,7 @@ impl Session {
                 let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple }).await;
                 acked.map_err(|error| cannot("a task could not be acknowledged").with_source(error))?;
             }
+            self.told.send_modify(|times| *times += 1);
         }
     }
 }

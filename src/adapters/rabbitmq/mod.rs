@@ -5,13 +5,17 @@
 
 mod codec;
 mod consumer;
+mod parked;
 mod publisher;
 mod topology;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use self::parked::{SetAside, SetAsideMessage};
 
 use self::consumer::Consumer;
 use self::publisher::Publisher;
@@ -27,6 +31,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 pub struct RabbitOptions {
     /// `amqp://user:password@host:port/vhost`.
     pub url: String,
+    /// Authorities (PEM) that sign the broker's certificate, where the URL asks for TLS; `None`: the system's.
+    pub tls_ca_file: Option<PathBuf>,
     /// What the queues' names begin with.
     pub prefix: String,
     /// Messages a lane holds. An argument of the queues: to change it they have to be deleted first.
@@ -81,6 +87,24 @@ impl RabbitQueue {
     /// Waits until tasks can be published; after `patience` an error that says why they cannot.
     pub async fn ready(&self, patience: Duration) -> Result<()> {
         self.publisher.ready(patience).await
+    }
+
+    /// Changes how many tasks a lane of this process has at hand; 0 pauses it.
+    pub fn set_prefetch(&self, prefetch: u32) {
+        let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        self.small.set_prefetch(prefetch);
+        self.bulk.set_prefetch(prefetch);
+    }
+
+    /// Takes up to `limit` of the messages that were set aside in hand.
+    pub async fn set_aside(&self, limit: u32) -> Result<SetAside> {
+        SetAside::take(self.publisher.options(), limit).await
+    }
+
+    /// Waits until the broker has been told what is finished; for a moment at most.
+    pub async fn flush(&self) {
+        self.small.flush().await;
+        self.bulk.flush().await;
     }
 
     /// Messages set aside because no worker could read or survive them.

@@ -64,6 +64,11 @@ impl Publisher {
         Self { window: Arc::new(Semaphore::new(options.window)), options, current }
     }
 
+    /// How the broker is reached.
+    pub fn options(&self) -> &RabbitOptions {
+        &self.options
+    }
+
     /// Keeps a connection up for ever.
     pub async fn keep(&self) {
         let mut pauses = Pauses::new();
@@ -158,7 +163,7 @@ impl Publisher {
         let queue = queue_name(&self.options, task.lane);
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
         let bytes = codec::encode(task);
-        let persistent = BasicProperties::default().with_delivery_mode(2);
+        let persistent = BasicProperties::default().with_delivery_mode(2).with_headers(codec::headers(task));
         let sending = session.publishing.basic_publish("".into(), queue, mandatory, &bytes, persistent);
         let confirm = within(limit, "take a message", sending).await?;
         Ok(async move {

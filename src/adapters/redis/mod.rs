@@ -9,6 +9,7 @@ mod fence;
 mod life;
 mod script;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::bells::{Bells, Woken};
-use self::fence::Registrations;
 use self::life::Life;
 use self::script::{BUMP_RECORDS, Keys, Scripts};
 use crate::adapters::Store;
+use crate::clock::Clock;
 use crate::domain::{Change, Fence, PostId, Record, Revision, ViewerId};
 use crate::error::{Error, Result};
 use crate::ports::{MarkBump, Revisions, Store as _};
@@ -38,6 +39,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 pub struct RedisOptions {
     /// Where to look for the master.
     pub servers: RedisServers,
+    /// Authorities (PEM) that sign the servers' certificates, where URLs ask for TLS; `None`: the system's.
+    pub tls_ca_file: Option<PathBuf>,
     /// What keys and channels begin with.
     pub key_prefix: String,
     /// How long a connection may take.
@@ -54,6 +57,8 @@ pub struct RedisOptions {
     pub confirm_max: Duration,
     /// Requests that may wait for a change at a time.
     pub waiters_max: usize,
+    /// What time it is, for the registry.
+    pub clock: Clock,
 }
 
 /// Where to look for the master. URLs are `redis://[user:password@]host:port/[db]`.
@@ -141,10 +146,9 @@ impl RedisRevisions {
 impl Inner {
     /// Finds the master, keeps it as long as it is one, and looks again.
     async fn keep(&self) {
-        let mut registrations = Registrations::default();
         let mut pause = PAUSES.0;
         loop {
-            match self.begin(&mut registrations).await {
+            match self.begin().await {
                 Ok(life) => {
                     pause = PAUSES.0;
                     self.replace(Ok(Arc::clone(&life)));
@@ -162,11 +166,11 @@ impl Inner {
         }
     }
 
-    async fn begin(&self, registrations: &mut Registrations) -> Result<Arc<Life>> {
+    async fn begin(&self) -> Result<Arc<Life>> {
         let newest = self.store.newest_fence().await?.map(|(_, replid)| replid);
         let bells = || Arc::new(Bells::new(self.keys.clone(), self.options.waiters_max));
         let mut found = connection::find_master(&self.options, bells, newest.as_deref()).await?;
-        let fence = registrations.settle(&self.store, &found.replid).await?;
+        let fence = fence::settle(&self.store, &self.options.clock, &found.replid).await?;
         let loaded = self.scripts.load(&mut found.connection).await;
         loaded.map_err(|error| cannot("redis does not take the scripts").with_source(error))?;
         let address = found.address.clone();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use scylla::DeserializeRow;
 
 use super::{IN_MAX, ScyllaStore, corrupt, int, set, uint, uuid_of};
-use crate::domain::{Chunk, ChunkState, Done, PostId, Time, ViewerId};
+use crate::domain::{Chunk, ChunkState, Done, ParkedChunk, PostId, Time, ViewerId};
 use crate::error::{Error, Result};
 
 #[derive(DeserializeRow)]
@@ -76,13 +76,24 @@ impl ScyllaStore {
     }
 
     /// The last one to say so wins, also over one whose clock is fast.
-    pub(super) async fn record_parked(&self, id: PostId, no: u32, parked: bool) -> Result<()> {
+    pub(super) async fn record_parked(&self, id: PostId, no: u32, reason: Option<&str>) -> Result<()> {
         let Some(ttl) = self.post_ttl(id) else { return Ok(()) };
         let key = (uuid_of(id), int(no)?);
         let written = self.select::<(Option<i64>,)>(&self.statements().chunk_parked, key).await?;
         let written = written.first().and_then(|(at,)| *at).unwrap_or(0);
         let at = self.stamp().micros().max(written.saturating_add(1));
-        self.write(&self.statements().write_parked, (at, ttl, parked, key.0, key.1)).await
+        self.write(&self.statements().write_parked, (at, ttl, reason.is_some(), reason.unwrap_or(""), key.0, key.1))
+            .await
+    }
+
+    pub(super) async fn read_parked(&self, id: PostId) -> Result<Vec<ParkedChunk>> {
+        type Cells = (i32, Option<bool>, Option<String>);
+        let found = self.select::<Cells>(&self.statements().parked_chunks, (uuid_of(id),)).await?;
+        let parked = found.into_iter().filter(|(_, parked, _)| *parked == Some(true));
+        let decode = |(no, _, reason): Cells| {
+            Ok(ParkedChunk { post_id: id, no: uint(no, "a chunk")?, reason: reason.unwrap_or_default() })
+        };
+        parked.map(decode).collect()
     }
 
     /// Removes the viewers of chunks that were written at `until` or before.

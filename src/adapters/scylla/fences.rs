@@ -4,8 +4,9 @@ use scylla::statement::prepared::PreparedStatement;
 
 use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, int, uint};
-use crate::domain::Fence;
+use crate::domain::{Fence, Time};
 use crate::error::{Error, Kind, Result};
+use crate::ports::FenceEntry;
 
 /// There is one revision store.
 const SCOPE: &str = "main";
@@ -31,6 +32,10 @@ impl ScyllaStore {
             if let Some(newest) = newest.as_ref().filter(|(newest, _)| newest.nonce == nonce) {
                 return Ok(newest.0);
             }
+            // Lost to another process that registered the same life: that is all that was wanted.
+            if let Some((newest, _)) = newest.as_ref().filter(|(_, known)| attempt > 0 && known == replid) {
+                return Ok(*newest);
+            }
             let next = newest.map_or(0, |(newest, _)| newest.seq).checked_add(1);
             let seq = next.ok_or_else(|| Error::internal("the fence registry is used up"))?;
             let values = (SCOPE, int(seq)?, nonce.cast_signed(), replid, self.now().micros());
@@ -45,6 +50,16 @@ impl ScyllaStore {
 
     pub(super) async fn read_newest_fence(&self) -> Result<Option<(Fence, String)>> {
         self.read_fence(&self.statements().newest_fence).await
+    }
+
+    pub(super) async fn read_fences(&self, limit: u32) -> Result<Vec<FenceEntry>> {
+        type Cells = (i32, i64, String, Option<i64>);
+        let found = self.select::<Cells>(&self.statements().fences, (SCOPE, int(limit)?)).await?;
+        let decode = |(seq, nonce, replid, at): Cells| {
+            let fence = Fence { seq: uint(seq, "a fence")?, nonce: nonce.cast_unsigned() };
+            Ok(FenceEntry { fence, replid, at: Time::from_micros(at.unwrap_or(0)) })
+        };
+        found.into_iter().map(decode).collect()
     }
 
     async fn read_fence(&self, statement: &PreparedStatement) -> Result<Option<(Fence, String)>> {

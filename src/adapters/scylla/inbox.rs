@@ -1,6 +1,7 @@
 //! Inbox rows: read by the page, written by the chunk.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use scylla::DeserializeRow;
 use scylla::value::MaybeUnset;
@@ -10,6 +11,7 @@ use super::session::corrupt as unreadable;
 use super::{IN_MAX, ScyllaStore, id_of, int, set, time_of, uint, uuid_of};
 use crate::domain::{Marks, Post, PostId, PostState, Row, Time, ViewerId};
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::ports::{RowsWritten, Window};
 
 #[derive(DeserializeRow)]
@@ -95,25 +97,33 @@ impl ScyllaStore {
             (viewers[*viewer].as_str(), id, version, deleted, expires_at, post.ts, ttl)
         };
         let groups = self.group_by_replicas(viewers)?;
-        let size = self.statements().row_batches.len();
+        let size = self.batch_rows();
         let batches = groups.iter().flat_map(|group| group.chunks(size));
         let writes = batches.map(|batch| self.write_batch(batch.iter().map(values).collect())).collect();
         self.concurrently(writes).await?;
         Ok(RowsWritten::Written)
     }
 
+    /// Rows of one replica set in a batch.
+    fn batch_rows(&self) -> usize {
+        self.shared.batch_rows.load(Ordering::Relaxed).clamp(1, self.statements().row_batches.len())
+    }
+
     async fn write_batch(&self, rows: Vec<RowValues<'_>>) -> Result<()> {
+        let _under_way = self.shared.rows.enter(rows.len()).await?;
         match rows.as_slice() {
-            [] => Ok(()),
-            [row] => self.write(&self.statements().write_row, row).await,
-            rows => self.shared.requests.batch(&self.statements().row_batches[rows.len() - 1], rows).await,
+            [] => {}
+            [row] => self.write(&self.statements().write_row, row).await?,
+            rows => self.shared.requests.batch(&self.statements().row_batches[rows.len() - 1], rows).await?,
         }
+        faults::at("store.rows");
+        Ok(())
     }
 
     /// The positions of viewers whose inboxes lie on the same replicas and shards: what a coordinator can write without
     /// asking others. Where the driver cannot tell, everyone is alone.
     fn group_by_replicas(&self, viewers: &[ViewerId]) -> Result<Vec<Vec<usize>>> {
-        if self.statements().row_batches.len() == 1 {
+        if self.batch_rows() == 1 {
             return Ok((0..viewers.len()).map(|n| vec![n]).collect());
         }
         let state = self.shared.requests.session().get_cluster_state();

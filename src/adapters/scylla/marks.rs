@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::inbox::RowCells;
 use super::minutes::minute_of;
-use super::pending::SHARDS;
+use super::scan::SHARDS;
 use super::{IN_MAX, ScyllaStore, ttl_until, uuid_of};
 use crate::domain::{Marks, PostId, Row, Time, ViewerId};
 use crate::error::{Error, Result};
@@ -75,7 +75,7 @@ fn intent_bucket(intent: u64) -> Result<(i16, i32, i64)> {
     let minute = i32::try_from(intent >> 32).ok();
     let (minute, id) = minute.zip(i64::try_from(intent).ok()).ok_or_else(|| Error::internal("no id of an intent"))?;
     // Less than SHARDS, which is small.
-    Ok(((intent % SHARDS as u64) as i16, minute, id))
+    Ok(((intent % u64::from(SHARDS)) as i16, minute, id))
 }
 
 impl ScyllaStore {

@@ -42,6 +42,11 @@ impl Minutes {
         known.chain(unknown..=minute_of(now).saturating_add(1)).collect()
     }
 
+    /// Whether something was left in a minute that is over.
+    pub fn lingers(&self, minute: i32) -> bool {
+        self.lingering.contains(&minute)
+    }
+
     /// What was found in a minute that was looked into as a whole.
     pub fn visited(&mut self, minute: i32, is_empty: bool, now: Time) {
         if minute >= minute_of(now).saturating_sub(CLOCK_SKEW) {

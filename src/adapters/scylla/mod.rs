@@ -4,8 +4,11 @@
 //! loses to a newer one, whoever is late. Conditional writes (LWT) decide only what two may want at the same time.
 
 mod chunks;
+mod control;
 mod fences;
+mod gate;
 mod inbox;
+mod intents;
 mod keys;
 mod marks;
 mod migrate;
@@ -13,12 +16,13 @@ mod minutes;
 mod options;
 mod pending;
 mod posts;
+mod scan;
 mod session;
 mod statements;
 mod withdrawals;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,17 +34,19 @@ use scylla::value::MaybeUnset;
 use uuid::Uuid;
 
 pub use migrate::{MigrateOptions, MigrationReport, ScyllaOnly, migrate};
-pub use options::{ClusterOptions, Credentials, ScyllaOptions};
+pub use options::{ClusterOptions, Consistency, Credentials, ScyllaOptions, TlsOptions};
 
+use self::gate::Gate;
 use self::options::OUTLIVES_ROWS;
-use self::pending::Scan;
+use self::scan::{SHARDS, Scans};
 use self::session::{Profiles, Requests};
 use self::statements::Statements;
 use crate::adapters::reads::Reads;
 use crate::domain::*;
 use crate::error::{Error, Kind, Result};
 use crate::ports::{
-    Changed, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten, Settled, Store, Window,
+    Changed, FenceEntry, Intent, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten,
+    Settled, Store, Window,
 };
 
 /// The longest time to live CQL takes: 20 years, in seconds.
@@ -63,7 +69,11 @@ struct Shared {
     options: ScyllaOptions,
     /// The last timestamp drawn here.
     stamp: AtomicI64,
-    scan: Mutex<Scan>,
+    scans: Scans,
+    /// Rows under way.
+    rows: Gate,
+    /// Rows of one replica set in a batch, as tuned.
+    batch_rows: AtomicUsize,
     withdrawals: Mutex<withdrawals::Seen>,
 }
 
@@ -80,15 +90,17 @@ impl ScyllaStore {
         migrate::check(&session, &options.cluster.keyspace).await?;
         let profiles = Profiles::new(&options);
         let keyspace = &options.cluster.keyspace;
-        let statements = Statements::prepare(&session, &profiles, keyspace, options.batch_rows_max).await?;
+        let statements = Statements::prepare(&session, &profiles, keyspace, Knob::BatchRows.max() as usize).await?;
         let requests = Requests::new(session, options.in_flight_max);
-        let scan = Scan::load(&requests, &statements, options.clock.now()).await?;
+        let scans = Scans::load(&requests, &statements, options.clock.now()).await?;
         let shared = Shared {
             requests,
             statements,
             reads: Arc::new(Reads::default()),
-            withdrawals: Mutex::new(withdrawals::Seen::from(&scan)),
-            scan: Mutex::new(scan),
+            withdrawals: Mutex::new(withdrawals::Seen::from(&scans)),
+            scans,
+            rows: Gate::new(options.rows_in_flight_max),
+            batch_rows: AtomicUsize::new(options.batch_rows_max),
             stamp: AtomicI64::new(0),
             options,
         };
@@ -103,6 +115,12 @@ impl ScyllaStore {
     /// The counters of reads.
     pub fn reads(&self) -> Arc<Reads> {
         Arc::clone(&self.shared.reads)
+    }
+
+    /// Changes how rows are written, from the next batch on.
+    pub fn tune(&self, rows_in_flight: u32, batch_rows: u32) {
+        self.shared.rows.resize(rows_in_flight as usize);
+        self.shared.batch_rows.store(batch_rows as usize, Ordering::Relaxed);
     }
 
     /// An error if no node can be reached.
@@ -225,6 +243,10 @@ impl Store for ScyllaStore {
         self.change(expected, post).await
     }
 
+    async fn announce(&self, post: &Post) -> Result<()> {
+        self.announce_version(post).await
+    }
+
     async fn post(&self, id: PostId) -> Result<Option<Post>> {
         self.read_post(id).await
     }
@@ -253,8 +275,12 @@ impl Store for ScyllaStore {
         self.record_done(id, no, None, Some(Done { version, fence: 0 })).await
     }
 
-    async fn park_chunk(&self, id: PostId, no: u32, parked: bool) -> Result<()> {
-        self.record_parked(id, no, parked).await
+    async fn park_chunk(&self, id: PostId, no: u32, reason: Option<&str>) -> Result<()> {
+        self.record_parked(id, no, reason).await
+    }
+
+    async fn parked(&self, id: PostId) -> Result<Vec<ParkedChunk>> {
+        self.read_parked(id).await
     }
 
     async fn window(&self, viewer: &ViewerId, limit: u32) -> Result<Window> {
@@ -273,8 +299,16 @@ impl Store for ScyllaStore {
         self.remove_intent(viewer, intent).await
     }
 
-    async fn pending(&self, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
-        self.pending_page(from, limit).await
+    async fn intents(&self, shard: u32, limit: u32) -> Result<Vec<Intent>> {
+        self.read_intents(shard, limit).await
+    }
+
+    fn shards(&self) -> u32 {
+        SHARDS
+    }
+
+    async fn pending(&self, shard: u32, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
+        self.pending_page(shard, from, limit).await
     }
 
     async fn settle(&self, settled: &[Settled]) -> Result<()> {
@@ -291,6 +325,10 @@ impl Store for ScyllaStore {
 
     async fn newest_fence(&self) -> Result<Option<(Fence, String)>> {
         self.read_newest_fence().await
+    }
+
+    async fn fences(&self, limit: u32) -> Result<Vec<FenceEntry>> {
+        self.read_fences(limit).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! How to reach the cluster, and the limits of what is asked of it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -27,6 +28,25 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// How many copies must agree on a read or write of rows. Less than a quorum would let an "unchanged" lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// A quorum of this data centre.
+    #[default]
+    LocalQuorum,
+    /// A quorum of all copies.
+    Quorum,
+    /// Writes take a quorum of each data centre, reads a local one.
+    EachQuorum,
+}
+
+/// How connections are encrypted.
+#[derive(Clone, Debug)]
+pub struct TlsOptions {
+    /// Authorities (PEM) that sign the nodes' certificates; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Where the cluster is, and which keyspace.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
@@ -38,6 +58,10 @@ pub struct ClusterOptions {
     pub datacenter: Option<String>,
     /// Copies of each row in a data centre; used when the keyspace is created.
     pub replication_factor: u32,
+    /// How many copies must agree.
+    pub consistency: Consistency,
+    /// Encrypts the connections.
+    pub tls: Option<TlsOptions>,
     /// Who we are, where the cluster asks.
     pub credentials: Option<Credentials>,
     /// How long to try to connect.
@@ -90,6 +114,8 @@ pub struct ScyllaOptions {
     pub lwt_timeout: Duration,
     /// Rows of one replica set in a batch; 1 turns batches off.
     pub batch_rows_max: usize,
+    /// Rows of fan-out under way at the same time, of this process.
+    pub rows_in_flight_max: usize,
     /// Requests of one chunk, page or batch that are under way at the same time.
     pub request_concurrency: usize,
     /// How long rows live.
@@ -110,6 +136,8 @@ mod tests {
             keyspace: keyspace.into(),
             datacenter: None,
             replication_factor: 3,
+            consistency: Consistency::default(),
+            tls: None,
             credentials: Some(Credentials { user: "ana".into(), password: "hush".into() }),
             connect_timeout: Duration::ZERO,
         }

@@ -11,6 +11,7 @@ use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, corrupt, id_of, int, set, time_of, uint, uuid_of};
 use crate::domain::{Chunk, Post, PostId, PostState, ProducerId, Time};
 use crate::error::{Error, Kind, Result};
+use crate::faults;
 use crate::ports::{Changed, Pending};
 
 /// Longer than this between the pending entry and the commit, and the relay may have passed the entry's minute, or even
@@ -72,6 +73,7 @@ impl ScyllaStore {
         let Some(ttl) = self.post_ttl(post.id) else { return Ok(()) };
         let (begun, began_at) = (Instant::now(), self.now());
         self.prepare_commit(post, chunks).await?;
+        faults::at("store.pending");
         self.insert_post(post, ttl).await?;
         if begun.elapsed() > LATE || self.now().since(began_at) > LATE {
             self.prepare_commit(post, chunks).await?;
@@ -115,7 +117,13 @@ impl ScyllaStore {
         let (begun, began_at) = (Instant::now(), self.now());
         let mut entry = Pending { since: self.stamp(), post_id: post.id, version: post.version };
         self.write_pending(&entry).await?;
+        faults::at("store.change_pending");
         let changed = self.change_settled(expected, post, ttl, op_id).await?;
+        faults::at("store.changed");
+        #[cfg(feature = "faults")]
+        if changed != Changed::Applied && faults::planted(faults::Planted::LoserRemovesPending) {
+            self.remove_pending_of(post).await?;
+        }
         if changed == Changed::Applied {
             self.write_withdrawal_of(post, &entry).await?;
             if begun.elapsed() > LATE || self.now().since(began_at) > LATE {
@@ -125,6 +133,23 @@ impl ScyllaStore {
             }
         }
         Ok(changed)
+    }
+
+    /// A pending entry and a withdrawal of now: whoever committed the version may have died before it wrote its own.
+    pub(super) async fn announce_version(&self, post: &Post) -> Result<()> {
+        let entry = Pending { since: self.stamp(), post_id: post.id, version: post.version };
+        self.write_pending(&entry).await?;
+        self.write_withdrawal_of(post, &entry).await
+    }
+
+    /// The planted defect: what an editor that lost must not do.
+    #[cfg(feature = "faults")]
+    async fn remove_pending_of(&self, post: &Post) -> Result<()> {
+        let shard = super::scan::shard_of(post.id);
+        let page = self.pending_page(shard, None, 10_000).await?;
+        let of_post =
+            page.entries.into_iter().filter(|entry| (entry.post_id, entry.version) == (post.id, post.version));
+        self.settle_all(&of_post.map(crate::ports::Settled::Done).collect::<Vec<_>>()).await
     }
 
     async fn write_withdrawal_of(&self, post: &Post, entry: &Pending) -> Result<()> {

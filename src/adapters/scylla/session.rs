@@ -20,7 +20,7 @@ use scylla::statement::{Consistency, SerialConsistency};
 use scylla::value::{CqlValue, Row};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::options::{ClusterOptions, ScyllaOptions};
+use super::options::{self, ClusterOptions, ScyllaOptions};
 use crate::error::{Error, Kind, Result};
 
 /// Tries of a write that may be repeated: its timestamp stays the same, so the second does what the first did.
@@ -45,22 +45,28 @@ pub struct Profiles {
 impl Profiles {
     /// Three profiles that differ in how long a request may take.
     pub fn new(options: &ScyllaOptions) -> Self {
-        let profile = |timeout| profile(&options.cluster, timeout).into_handle();
+        let profile = |timeout, consistency| profile(&options.cluster, timeout, consistency).into_handle();
+        let (reads, writes) = match options.cluster.consistency {
+            options::Consistency::LocalQuorum => (Consistency::LocalQuorum, Consistency::LocalQuorum),
+            options::Consistency::Quorum => (Consistency::Quorum, Consistency::Quorum),
+            options::Consistency::EachQuorum => (Consistency::LocalQuorum, Consistency::EachQuorum),
+        };
         Self {
-            reads: profile(options.read_timeout),
-            writes: profile(options.write_timeout),
-            lwt: profile(options.lwt_timeout),
+            reads: profile(options.read_timeout, reads),
+            writes: profile(options.write_timeout, writes),
+            // The commit of what was agreed on must be readable as any other write.
+            lwt: profile(options.lwt_timeout, writes),
         }
     }
 }
 
-fn profile(cluster: &ClusterOptions, timeout: Duration) -> ExecutionProfile {
+fn profile(cluster: &ClusterOptions, timeout: Duration, consistency: Consistency) -> ExecutionProfile {
     let mut policy = DefaultPolicy::builder().token_aware(true).permit_dc_failover(false);
     if let Some(datacenter) = &cluster.datacenter {
         policy = policy.prefer_datacenter(datacenter.clone());
     }
     ExecutionProfile::builder()
-        .consistency(Consistency::LocalQuorum)
+        .consistency(consistency)
         .serial_consistency(Some(SerialConsistency::LocalSerial))
         .load_balancing_policy(policy.build())
         .request_timeout(Some(timeout))
@@ -76,7 +82,7 @@ pub async fn connect(cluster: &ClusterOptions, connections: usize, timeout: Dura
         .connection_timeout(cluster.connect_timeout)
         .pool_size(PoolSize::PerShard(connections))
         .keyspaces_to_fetch([&cluster.keyspace])
-        .default_execution_profile_handle(profile(cluster, timeout).into_handle());
+        .default_execution_profile_handle(profile(cluster, timeout, Consistency::LocalQuorum).into_handle());
     if let Some(datacenter) = &cluster.datacenter {
         builder = builder.prefer_datacenter(datacenter.clone());
     }

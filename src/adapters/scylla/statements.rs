@@ -88,6 +88,8 @@ statements! {
         WHERE post_id = ? AND chunk_no >= ? AND chunk_no < ?",
     /// The numbers of a post's chunks.
     chunk_numbers: Read "SELECT chunk_no FROM {keyspace}.chunks WHERE post_id = ?",
+    /// The chunks of a post that may be set aside, and why.
+    parked_chunks: Read "SELECT chunk_no, parked, parked_reason FROM {keyspace}.chunks WHERE post_id = ?",
     /// When a chunk was last parked or taken up.
     chunk_parked: Read "SELECT WRITETIME(parked) FROM {keyspace}.chunks WHERE post_id = ? AND chunk_no = ?",
     /// A chunk's viewers.
@@ -99,7 +101,7 @@ statements! {
     write_done: Write "UPDATE {keyspace}.chunks USING TIMESTAMP ? AND TTL ? SET done = ?, rows_done = ? \
         WHERE post_id = ? AND chunk_no = ?",
     /// Whether a chunk is set aside.
-    write_parked: Write "UPDATE {keyspace}.chunks USING TIMESTAMP ? AND TTL ? SET parked = ? \
+    write_parked: Write "UPDATE {keyspace}.chunks USING TIMESTAMP ? AND TTL ? SET parked = ?, parked_reason = ? \
         WHERE post_id = ? AND chunk_no = ?",
     /// The newest rows of an inbox.
     window: Read "SELECT post_id, version, deleted, expires_at, seen_at, read_at, archived_at FROM {keyspace}.inbox \
@@ -120,6 +122,8 @@ statements! {
     /// Marks whose bump is due.
     write_intent: Write "INSERT INTO {keyspace}.intents (shard, minute, viewer_id, mark_id, post_ids) \
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP 1 AND TTL ?",
+    /// The intents of a bucket.
+    intents: Read "SELECT viewer_id, mark_id, post_ids FROM {keyspace}.intents WHERE shard = ? AND minute = ? LIMIT ?",
     /// Their bump has come.
     clear_intent: Write "DELETE FROM {keyspace}.intents USING TIMESTAMP 2 \
         WHERE shard = ? AND minute = ? AND viewer_id = ? AND mark_id = ?",
@@ -155,9 +159,31 @@ statements! {
     newest_fence: Read "SELECT seq, nonce, replid FROM {keyspace}.fences WHERE scope = ? LIMIT 1",
     /// The newest fence while others may be registering theirs.
     newest_fence_settled: SerialRead "SELECT seq, nonce, replid FROM {keyspace}.fences WHERE scope = ? LIMIT 1",
+    /// The last fences.
+    fences: Read "SELECT seq, nonce, replid, created_at FROM {keyspace}.fences WHERE scope = ? LIMIT ?",
     /// The next fence.
     register_fence: Lwt "INSERT INTO {keyspace}.fences (scope, seq, nonce, replid, created_at) VALUES (?, ?, ?, ?, ?) \
         IF NOT EXISTS",
+    /// Takes a lease that nobody has.
+    take_lease: Lwt "INSERT INTO {keyspace}.leases (name, owner) VALUES (?, ?) IF NOT EXISTS USING TTL ?",
+    /// Keeps a lease.
+    renew_lease: Lwt "UPDATE {keyspace}.leases USING TTL ? SET owner = ? WHERE name = ? IF owner = ?",
+    /// Gives a lease back.
+    drop_lease: Lwt "DELETE FROM {keyspace}.leases WHERE name = ? IF owner = ?",
+    /// How the fan-out is tuned.
+    tuning: Read "SELECT version, paused, knobs, changed_by, changed_at FROM {keyspace}.tuning WHERE scope = ?",
+    /// The first change of it.
+    begin_tuning: Lwt "INSERT INTO {keyspace}.tuning (scope, version, paused, knobs, changed_by, changed_at) \
+        VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS",
+    /// Every later one.
+    move_tuning: Lwt "UPDATE {keyspace}.tuning SET version = ?, paused = ?, knobs = ?, changed_by = ?, changed_at = ? \
+        WHERE scope = ? IF version = ?",
+    /// What a worker tells of itself.
+    write_report: Write "INSERT INTO {keyspace}.workers (scope, id, role, name, started_at, at, tuning, in_hand, tasks, \
+        rows_written, rows_per_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) USING TTL ?",
+    /// What the workers told.
+    reports: Read "SELECT id, role, name, started_at, at, tuning, in_hand, tasks, rows_written, rows_per_s \
+        FROM {keyspace}.workers WHERE scope = ?",
     /// Where a scan begins.
     scan: Read "SELECT low_minute, full_at FROM {keyspace}.relay WHERE scan = ?",
     /// Where the first scan ever begins.

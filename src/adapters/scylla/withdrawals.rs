@@ -4,7 +4,7 @@ use futures::future::try_join_all;
 use uuid::Uuid;
 
 use super::minutes::{Minutes, minute_of};
-use super::pending::Scan;
+use super::scan::{SHARDS, Scans};
 use super::{ScyllaStore, id_of, int, lock, uint, uuid_of};
 use crate::domain::{Time, Withdrawal};
 use crate::error::Result;
@@ -23,10 +23,10 @@ pub struct Seen {
     completed: bool,
 }
 
-impl From<&Scan> for Seen {
+impl From<&Scans> for Seen {
     /// A withdrawal lies in the minute of its pending entry, so there is none before the first of those.
-    fn from(scan: &Scan) -> Self {
-        Self { minutes: Minutes::from_low_water(scan.low_water()), completed: false }
+    fn from(scans: &Scans) -> Self {
+        Self { minutes: Minutes::from_low_water(scans.pending_low_water()), completed: false }
     }
 }
 
@@ -43,7 +43,7 @@ impl ScyllaStore {
     /// All of them, at the price of reading the last minutes and those that still hold some.
     pub(super) async fn read_withdrawals(&self) -> Result<Vec<Withdrawal>> {
         if !lock(&self.shared.withdrawals).completed {
-            self.complete_withdrawals().await?;
+            try_join_all((0..SHARDS).map(|shard| self.complete_withdrawals(shard))).await?;
             lock(&self.shared.withdrawals).completed = true;
         }
         let now = self.now();
@@ -70,10 +70,10 @@ impl ScyllaStore {
     }
 
     /// Writes down what an editor that died between its commit and its answer did not.
-    async fn complete_withdrawals(&self) -> Result<()> {
+    async fn complete_withdrawals(&self, shard: u32) -> Result<()> {
         let mut from = None;
         loop {
-            let page = self.pending_page(from, PAGE).await?;
+            let page = self.pending_page(shard, from, PAGE).await?;
             for entry in page.entries.iter().filter(|entry| entry.version > 1) {
                 let post = self.read_post(entry.post_id).await?;
                 let withdrawal = post.filter(|post| post.version == entry.version).and_then(|post| post.withdrawal());

@@ -1,31 +1,39 @@
 //! The wiring, visible from top to bottom: configuration, adapters, use cases, tasks, shutdown.
+//!
+//! Three kinds of process: the service of embedded mode, which does everything; an API node of cluster mode, which is the
+//! same less fan-out and relay; and the workers, which do those ([`worker`]).
+
+mod backends;
+pub mod options;
+pub mod worker;
 
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::adapters::embedded::{
-    EmbeddedQueue, EmbeddedRevisions, EmbeddedStore, Folder, RevisionLimits, StoreOptions,
-};
-use crate::adapters::{Queue, Revisions, Store};
+use crate::adapters::Queue;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::domain::Lane;
 use crate::error::{Error, Kind, Result};
 use crate::fanout::Fanout;
 use crate::http;
 use crate::marks::Marker;
-use crate::ports::{Path, Queue as _, Store as _};
-use crate::publish::{PublishLimits, Publisher};
-use crate::reader::{ReadLimits, Reader};
-use crate::relay::{Relay, RelayLimits};
+use crate::ports::{Path, Queue as _};
+use crate::publish::Publisher;
+use crate::reader::Reader;
+use crate::relay::{Relay, RelayParts};
 use crate::telemetry;
+use crate::tuning::{Board, FANOUT, Tuner};
 use crate::withdrawals::Withdrawals;
+
+pub use backends::Backends;
 
 /// Runs the service until SIGTERM or SIGINT, then shuts it down in order.
 pub async fn run(config: Config) -> Result<()> {
@@ -54,21 +62,12 @@ pub struct Running {
     tasks: Tasks,
 }
 
-/// The adapters in use.
-#[derive(Clone, Debug)]
-pub struct Backends {
-    /// The truth.
-    pub store: Store,
-    /// Fan-out tasks.
-    pub queue: Queue,
-    /// Revisions.
-    pub revisions: Revisions,
-}
-
 #[derive(Debug)]
 struct Tasks {
     /// Stops accepting and lets open requests finish.
     http: CancellationToken,
+    /// Stops taking fan-out tasks.
+    fanout: CancellationToken,
     /// Stops the relay and upkeep.
     background: CancellationToken,
     server: JoinSet<Result<()>>,
@@ -81,17 +80,20 @@ impl Running {
     /// Starts everything. Listens last: whoever gets a connection gets answers.
     pub async fn start(config: &Config, clock: Clock) -> Result<Self> {
         let backends = Backends::open(config, &clock).await?;
-        let listener = listen(config.http.listen).await?;
+        let listener = listen(config.http.listen, "http.listen").await?;
         let addr = listener.local_addr().map_err(|e| Error::internal("no local address").with_source(e))?;
         let Backends { store, queue, revisions } = backends.clone();
 
-        let withdrawals = Withdrawals::load(&store.for_path(Path::System)).await?;
+        let cluster = config.service.mode == Mode::Cluster;
+        let system = store.for_path(Path::System);
+        let withdrawals =
+            if cluster { Withdrawals::shared(&system).await? } else { Withdrawals::load(&system).await? };
         let publisher = Publisher {
             store: store.for_path(Path::Publish),
             queue: queue.clone(),
             withdrawals: withdrawals.clone(),
             clock: clock.clone(),
-            limits: publish_limits(config),
+            limits: options::publish_limits(config),
         };
         let reader = Reader::new(
             store.for_path(Path::Page),
@@ -99,7 +101,7 @@ impl Running {
             revisions.clone(),
             withdrawals.clone(),
             clock.clone(),
-            read_limits(config),
+            options::read_limits(config),
             config.inbox.body_cache_bytes_max,
         );
         let marker = Marker {
@@ -108,16 +110,6 @@ impl Running {
             reader: reader.clone(),
             clock: clock.clone(),
         };
-        let fanout = Fanout {
-            store: store.for_path(Path::Fanout),
-            queue: queue.clone(),
-            revisions: revisions.clone(),
-            clock: clock.clone(),
-            inbox_ttl: read_limits(config).inbox_ttl,
-            attempts_max: config.fanout.attempts_max,
-        };
-        let relay =
-            Relay::new(store.for_path(Path::Relay), queue.clone(), withdrawals, clock.clone(), relay_limits(config));
         let metrics = telemetry::install_metrics();
         let app = http::App::new(http::Parts {
             status: Publisher { store: store.for_path(Path::Status), ..publisher.clone() },
@@ -126,17 +118,19 @@ impl Running {
             marker,
             backends: backends.clone(),
             metrics: metrics.clone(),
-            clock,
+            clock: clock.clone(),
             config: config.clone(),
         });
 
         let mut tasks = Tasks::new(Duration::from_secs(u64::from(config.http.shutdown_grace_s)));
-        tasks.spawn_workers(&fanout, config);
-        tasks.others.spawn(relay.run(tasks.background.clone()));
-        let background = tasks.background.clone();
-        tasks.others.spawn(async move {
-            tokio::select! { () = background.cancelled() => {}, () = telemetry::upkeep(metrics) => {} }
-        });
+        if cluster {
+            tasks.others.spawn(withdrawals.follow(tasks.background.clone()));
+        } else {
+            tasks.spawn_workers(&backends, &clock, config);
+            let parts = relay_parts(&backends, Some(withdrawals), &clock, config);
+            tasks.others.spawn(Relay::new(parts, 0).run(tasks.background.clone()));
+        }
+        tasks.spawn_upkeep(metrics);
         tasks.server.spawn(http::serve(listener, app, config.http.clone(), tasks.http.clone()));
         Ok(Self { addr, backends, tasks })
     }
@@ -145,7 +139,7 @@ impl Running {
     pub async fn stopped(&mut self) -> Error {
         let part = tokio::select! {
             Some(_) = self.tasks.server.join_next() => "the HTTP server",
-            Some(_) = self.tasks.workers.join_next() => "a fan-out worker",
+            Some(_) = self.tasks.workers.join_next() => "the fan-out of a lane",
             Some(_) = self.tasks.others.join_next() => "the relay or the upkeep of metrics",
         };
         Error::internal(format!("{part} has ended by itself"))
@@ -158,17 +152,22 @@ impl Running {
         if tokio::time::timeout(grace, self.tasks.server.join_all()).await.is_err() {
             warn!(?grace, "requests were still open when the time to finish them was up");
         }
+        self.tasks.fanout.cancel();
         self.backends.queue.close().await;
         if tokio::time::timeout(grace, self.tasks.workers.join_all()).await.is_err() {
             warn!(?grace, "fan-out tasks were still in hand when the time to finish them was up");
         }
         self.tasks.background.cancel();
         self.tasks.others.join_all().await;
-        let mut left = 0;
-        for lane in Lane::ALL {
-            left += self.backends.queue.depth(lane).await?;
+        if let Queue::Embedded(_) = self.backends.queue {
+            let mut left = 0;
+            for lane in Lane::ALL {
+                left += self.backends.queue.depth(lane).await?;
+            }
+            info!(tasks_left = left, "stopped; the next start goes on with what is left");
+        } else {
+            info!("stopped");
         }
-        info!(tasks_left = left, "stopped; the next start goes on with what is left");
         Ok(())
     }
 }
@@ -177,6 +176,7 @@ impl Tasks {
     fn new(grace: Duration) -> Self {
         Self {
             http: CancellationToken::new(),
+            fanout: CancellationToken::new(),
             background: CancellationToken::new(),
             server: JoinSet::new(),
             workers: JoinSet::new(),
@@ -185,97 +185,70 @@ impl Tasks {
         }
     }
 
-    fn spawn_workers(&mut self, fanout: &Fanout, config: &Config) {
-        for (lane, workers) in [(Lane::Small, config.fanout.workers_small), (Lane::Bulk, config.fanout.workers_bulk)] {
-            for _ in 0..workers {
-                let fanout = fanout.clone();
-                self.workers.spawn(async move { fanout.work(lane).await });
-            }
-        }
-    }
-}
-
-impl Backends {
-    /// Opens the embedded adapters: the folder is locked, the store recovered, a new fence registered.
-    pub async fn open(config: &Config, clock: &Clock) -> Result<Self> {
-        let folder = Folder::open(&config.store.data)?;
-        let store = Store::Embedded(EmbeddedStore::open(folder, store_options(config, clock))?);
-        let fence = store.register_fence(rand::random(), "embedded").await?;
-        let limits = RevisionLimits {
-            records_max: usize::try_from(config.revisions.records_max).unwrap_or(usize::MAX),
-            waiters_max: config.revisions.waiters_max as usize,
+    /// Fan-out in this process: as many tasks at a time as configured, or tuned.
+    fn spawn_workers(&mut self, backends: &Backends, clock: &Clock, config: &Config) -> Board {
+        let board = Board::new(FANOUT, clock);
+        let fanout = Fanout {
+            store: backends.store.for_path(Path::Fanout),
+            queue: backends.queue.clone(),
+            revisions: backends.revisions.clone(),
+            clock: clock.clone(),
+            inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
+            attempts_max: config.fanout.attempts_max,
+            board: board.clone(),
         };
-        let revisions = Revisions::Embedded(EmbeddedRevisions::new(fence, limits));
-        let queue = Queue::Embedded(EmbeddedQueue::new(config.fanout.queue_tasks_max as usize));
-        Ok(Self { store, queue, revisions })
+        let store = backends.store.for_path(Path::System);
+        let tuner = Tuner::new(store, backends.queue.clone(), options::configured(config), board.clone());
+        for lane in Lane::ALL {
+            let (fanout, limits, stop) = (fanout.clone(), tuner.lane(lane), self.fanout.clone());
+            self.workers.spawn(async move { fanout.work(lane, limits, stop).await });
+        }
+        self.others.spawn(tuner.run(self.background.clone()));
+        board
+    }
+
+    fn spawn_upkeep(&mut self, metrics: PrometheusHandle) {
+        let stop = self.background.clone();
+        self.others.spawn(async move {
+            tokio::select! { () = stop.cancelled() => {}, () = telemetry::upkeep(metrics) => {} }
+        });
     }
 }
 
-async fn listen(addr: SocketAddr) -> Result<TcpListener> {
+fn relay_parts(backends: &Backends, withdrawals: Option<Withdrawals>, clock: &Clock, config: &Config) -> RelayParts {
+    RelayParts {
+        store: backends.store.for_path(Path::Relay),
+        queue: backends.queue.clone(),
+        revisions: backends.revisions.clone(),
+        withdrawals,
+        clock: clock.clone(),
+        limits: options::relay_limits(config),
+    }
+}
+
+async fn listen(addr: SocketAddr, field: &str) -> Result<TcpListener> {
     TcpListener::bind(addr).await.map_err(|e| {
         let code = if e.kind() == std::io::ErrorKind::AddrInUse { "address_in_use" } else { "cannot_listen" };
         let detail = format!("cannot listen on {addr}");
-        Error::new(Kind::Unavailable, code, detail).with_field("http.listen").with_source(e)
+        Error::new(Kind::Unavailable, code, detail).with_field(field).with_source(e)
     })
-}
-
-fn store_options(config: &Config, clock: &Clock) -> StoreOptions {
-    let store = &config.store;
-    StoreOptions {
-        cache_bytes: store.cache_bytes,
-        memtable_bytes: store.memtable_bytes,
-        journal_bytes_max: store.journal_bytes_max,
-        commit_jobs_max: store.commit_jobs_max as usize,
-        commit_bytes_max: usize::try_from(store.commit_bytes_max).unwrap_or(usize::MAX),
-        free_bytes_min: store.free_bytes_min,
-        inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
-        idempotency_ttl: Duration::from_secs(config.publish.idempotency_ttl_s),
-        clock: clock.clone(),
-    }
-}
-
-fn publish_limits(config: &Config) -> PublishLimits {
-    let publish = &config.publish;
-    PublishLimits {
-        viewer_id_bytes_max: publish.viewer_id_bytes_max,
-        data_bytes_max: publish.data_bytes_max,
-        type_bytes_max: publish.type_bytes_max,
-        thread_key_bytes_max: publish.thread_key_bytes_max,
-        idempotency_key_bytes_max: publish.idempotency_key_bytes_max,
-        lifetime_max: Duration::from_secs(publish.lifetime_s_max),
-        chunk_size: config.fanout.chunk_size,
-    }
-}
-
-fn read_limits(config: &Config) -> ReadLimits {
-    ReadLimits {
-        inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
-        items_max: config.inbox.items_max,
-        token_age_max: Duration::from_secs(config.revisions.token_age_s_max),
-    }
-}
-
-fn relay_limits(config: &Config) -> RelayLimits {
-    let relay = &config.relay;
-    RelayLimits {
-        tick: Duration::from_millis(relay.tick_ms),
-        redrive_after: Duration::from_millis(relay.redrive_after_ms),
-        redrive_after_max: Duration::from_millis(relay.redrive_after_ms_max),
-        garbage_after: Duration::from_secs(relay.garbage_after_s),
-        scan_max: relay.scan_max,
-        inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
-    }
 }
 
 /// What `fanfold` prints when it is ready: where everything is, and one line to copy.
 fn banner(config: &Config, addr: SocketAddr) -> String {
-    let data = absolute(&config.store.data);
+    let (mode, data) = match config.service.mode {
+        Mode::Embedded => ("embedded (one process, no other server)", absolute(&config.store.data)),
+        Mode::Cluster => {
+            let (points, keyspace) = (config.scylla.contact_points.join(", "), &config.scylla.keyspace);
+            ("cluster (an API node; fanfold-fanout and fanfold-relay do the rest)", format!("{keyspace} at {points}"))
+        }
+    };
     format!(
         "\n  fanfold {version}  ready\n\n  \
          API      http://{addr}\n  \
          Docs     http://{addr}/openapi.json\n  \
          Metrics  http://{addr}/metrics\n  \
-         Mode     embedded (one process, no other server)\n  \
+         Mode     {mode}\n  \
          Data     {data}\n\n  \
          Try it:\n    \
          curl -s http://{addr}/v1/posts -H 'content-type: application/json' \\\n      \

@@ -1,0 +1,77 @@
+//! Intents: the row of a mark is there, its bump may not be. Whoever marks clears its own; what is left the relay bumps
+//! once more. A bump too many costs a client one fetch, a bump too few would let "unchanged" lie.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use metrics::counter;
+use tracing::debug;
+
+use crate::adapters::{Revisions, Store};
+use crate::domain::ViewerId;
+use crate::error::Result;
+use crate::faults::{self, Planted};
+use crate::ports::{Intent, MarkBump, Revisions as _, Store as _};
+
+/// Intents looked at in a pass.
+const PASS_MAX: u32 = 500;
+/// Between passes: whoever set the mark has most likely cleared it by then, and each look costs reads.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Clears an intent after its bump, if the bump counts: its fence must be the newest of the registry, read after the
+/// bump. A bump of a deposed master is lost with it.
+pub async fn clear(store: &Store, viewer: &ViewerId, intent: u64, bump: &MarkBump) -> Result<bool> {
+    let newest = store.newest_fence().await?;
+    let counts =
+        newest.is_some_and(|(fence, _)| fence.seq == bump.fence) || faults::planted(Planted::IntentWithoutFence);
+    if counts {
+        store.clear_intent(viewer, intent).await?;
+    }
+    Ok(counts)
+}
+
+/// Drives the intents of one shard.
+#[derive(Debug)]
+pub struct Intents {
+    store: Store,
+    revisions: Revisions,
+    shard: u32,
+    last: Option<Instant>,
+    /// Those that the last pass met, each with when it was first met.
+    met: HashMap<u64, Instant>,
+}
+
+impl Intents {
+    /// Those of a shard.
+    pub fn new(store: Store, revisions: Revisions, shard: u32) -> Self {
+        Self { store, revisions, shard, last: None, met: HashMap::new() }
+    }
+
+    /// Bumps for the intents that were there in an earlier pass already; answers for how many.
+    pub async fn pass(&mut self) -> Result<usize> {
+        if self.last.is_some_and(|last| last.elapsed() < EVERY) {
+            return Ok(0);
+        }
+        self.last = Some(Instant::now());
+        let found = self.store.intents(self.shard, PASS_MAX).await?;
+        let before = std::mem::take(&mut self.met);
+        let now = Instant::now();
+        self.met = found.iter().map(|intent| (intent.id, before.get(&intent.id).copied().unwrap_or(now))).collect();
+        let mut driven = 0;
+        for intent in found.iter().filter(|intent| before.contains_key(&intent.id)) {
+            driven += usize::from(self.drive(intent).await?);
+        }
+        Ok(driven)
+    }
+
+    async fn drive(&mut self, intent: &Intent) -> Result<bool> {
+        let bump = self.revisions.bump_marks(&intent.viewer, &intent.post_ids).await?;
+        let cleared = clear(&self.store, &intent.viewer, intent.id, &bump).await?;
+        if cleared {
+            self.met.remove(&intent.id);
+            counter!("fanfold_relay_intents_total").increment(1);
+            debug!(intent = intent.id, shard = self.shard, "a lost bump of marks was made up for");
+        }
+        Ok(cleared)
+    }
+}

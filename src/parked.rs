@@ -1,0 +1,121 @@
+//! What is set aside: chunks that failed too often, and messages that no worker could read or survive. Nothing of it is
+//! lost: the post stays pending until somebody has decided.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::adapters::{Queue, Store};
+use crate::domain::{Chunk, Done, Lane, ParkedChunk, Post, PostId, Task};
+use crate::error::{Error, Result};
+use crate::ports::{Pending, Queue as _, Store as _};
+
+/// Between looks at what the queue has set aside.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Messages taken over in a look.
+const LOOK_MAX: u32 = 100;
+/// Pending entries read at a time.
+const PAGE: u32 = 500;
+
+/// Takes over what the queue has set aside: a task that no worker has survived becomes a parked chunk, so that nobody
+/// drives it again before a person has looked.
+#[derive(Debug)]
+pub struct ParkedTasks {
+    store: Store,
+    queue: Queue,
+}
+
+impl ParkedTasks {
+    /// Between this queue and this store.
+    pub fn new(store: Store, queue: Queue) -> Self {
+        Self { store, queue }
+    }
+
+    /// Looks until told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+            if let Err(error) = self.look().await {
+                warn!(%error, "what the queue has set aside cannot be looked at");
+            }
+        }
+    }
+
+    /// Parks the chunks of readable messages and removes those; others stay for a release that can read them.
+    pub async fn look(&self) -> Result<usize> {
+        let Some(set_aside) = self.queue.set_aside(LOOK_MAX).await? else { return Ok(0) };
+        let mut taken = Vec::with_capacity(set_aside.messages.len());
+        for message in &set_aside.messages {
+            let parked = match &message.task {
+                Some(task) => self.park(task, &message.reason).await?,
+                None => false,
+            };
+            taken.push(parked);
+        }
+        set_aside.remove(&taken).await?;
+        Ok(taken.iter().filter(|taken| **taken).count())
+    }
+
+    async fn park(&self, task: &Task, reason: &str) -> Result<bool> {
+        let (post, chunk) = (task.post_id, task.chunk.no);
+        error!(%post, chunk, reason, "a task is set aside: workers do not survive it");
+        self.store.park_chunk(post, chunk, Some(reason)).await?;
+        Ok(true)
+    }
+}
+
+/// Every parked chunk whose post still waits for it, at most `limit`.
+pub async fn list(store: &Store, limit: usize) -> Result<Vec<ParkedChunk>> {
+    let mut parked = Vec::new();
+    for shard in 0..store.shards() {
+        let mut from: Option<Pending> = None;
+        loop {
+            let page = store.pending(shard, from, PAGE).await?;
+            for entry in &page.entries {
+                for chunk in store.parked(entry.post_id).await? {
+                    let states = store.chunk_states(chunk.post_id, chunk.no..chunk.no + 1).await?;
+                    let waits = !states.iter().any(|s| s.done.is_some_and(|done| done.version >= entry.version));
+                    if waits && !parked.contains(&chunk) {
+                        parked.push(chunk);
+                    }
+                }
+                if parked.len() >= limit {
+                    return Ok(parked);
+                }
+            }
+            match page.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+    }
+    Ok(parked)
+}
+
+/// Takes a chunk up again: it is published at once, and driven like any other from then on.
+pub async fn redrive(store: &Store, queue: &Queue, id: PostId, no: u32) -> Result<()> {
+    let (post, chunk) = find(store, id, no).await?;
+    store.park_chunk(id, no, None).await?;
+    let lane = Lane::of(&post);
+    let task = Task { post_id: id, version: post.version, chunk, lane, attempt: 1, trace: None };
+    if let Err(error) = queue.publish(vec![task]).await {
+        warn!(%error, post = %id, chunk = no, "the queue takes no task; the relay drives it");
+    }
+    Ok(())
+}
+
+/// Gives a chunk up: its viewers do not get the post. It counts as skipped, and the post as fanned out.
+pub async fn discard(store: &Store, id: PostId, no: u32) -> Result<()> {
+    let (post, _) = find(store, id, no).await?;
+    let fence = store.newest_fence().await?.map_or(0, |(fence, _)| fence.seq);
+    store.chunk_done(id, no, Done { version: post.version, fence }, false).await?;
+    store.park_chunk(id, no, None).await
+}
+
+async fn find(store: &Store, id: PostId, no: u32) -> Result<(Post, Chunk)> {
+    let post = store.post(id).await?;
+    let post = post.ok_or_else(|| Error::not_found("post_not_found", format!("there is no post {id}")))?;
+    let chunk = store.chunk(id, no).await?;
+    let chunk = chunk.ok_or_else(|| Error::not_found("chunk_not_found", format!("post {id} has no chunk {no}")))?;
+    Ok((post, chunk))
+}
