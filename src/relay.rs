@@ -205,10 +205,7 @@ impl Relay {
             }
         }
         // After the states: a chunk done under a fence that has since been replaced is not done.
-        let Some((mut fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
-        if faults::planted(Planted::DoneWithoutFence) {
-            fence.seq = 0;
-        }
+        let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
             match self.judge(&entry, post.as_ref(), &states, fence) {
@@ -249,7 +246,7 @@ impl Relay {
             let garbage = now.since(entry.since) >= self.limits.garbage_after;
             return if garbage { Verdict::Settle(Settled::Garbage(*entry)) } else { Verdict::Leave };
         };
-        let done = states.iter().all(|state| state.is_done(entry.version, fence.seq));
+        let done = states.iter().all(|state| is_done(state, entry, fence));
         let overdue = post.id.time().after(self.limits.inbox_ttl).after(OVERDUE) <= now;
         if done || overdue {
             return Verdict::Settle(Settled::Done(*entry));
@@ -288,7 +285,7 @@ impl Relay {
         // Where the process is the whole service, parked chunks get one more chance from each: a new release may know
         // what the old one did not. In a cluster people redrive them.
         let chance = attempts == 0 && !self.limits.queue_survives;
-        let open = |state: &ChunkState| (chance || !state.parked) && !state.is_done(entry.version, fence.seq);
+        let open = |state: &ChunkState| (chance || !state.parked) && !is_done(state, entry, fence);
         let numbers: Vec<u32> = (0..).zip(states).filter(|(_, state)| open(state)).map(|(no, _)| no).collect();
         let mut tasks = Vec::new();
         for no in numbers.iter().take(room) {
@@ -340,6 +337,12 @@ impl Relay {
         self.candidates = withdrawals.snapshot().iter().collect();
         self.seen.clear();
     }
+}
+
+/// Whether a chunk is done as far as an entry is concerned: at its version, under the newest fence.
+fn is_done(state: &ChunkState, entry: &Pending, fence: Fence) -> bool {
+    let anyhow = || state.done.is_some_and(|done| done.version >= entry.version);
+    state.is_done(entry.version, fence.seq) || (faults::planted(Planted::DoneWithoutFence) && anyhow())
 }
 
 enum Verdict<'a> {
