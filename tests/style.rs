@@ -44,6 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("src/cli/", &["cli", "config", "domain", "error", "service", "telemetry"]),
+    ("src/cli/ops/", &["adapters", "cli", "clock", "config", "domain", "error", "service", "telemetry"]),
 ];
 
 fn sources(folder: &str) -> Vec<PathBuf> {

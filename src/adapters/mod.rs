@@ -6,6 +6,7 @@ pub mod redis;
 pub mod scylla;
 
 mod dispatch;
+pub mod finding;
 mod reads;
 
 pub use dispatch::{Queue, Revisions, Store};

@@ -10,6 +10,7 @@ mod duration;
 mod fault;
 mod inbox;
 mod mark;
+mod ops;
 mod out;
 mod post;
 mod replay;
@@ -56,6 +57,12 @@ enum Command {
     Mark(mark::Args),
     Replay(replay::Args),
     Config(config::Args),
+    Migrate(ops::migrate::Args),
+    Doctor(ops::doctor::Args),
+    Fanout(ops::fanout::Args),
+    Parked(ops::parked::Args),
+    Fence(ops::fence::Args),
+    Health(ops::health::Args),
     Completions(complete::Args),
 }
 
@@ -92,6 +99,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Some(Command::Mark(args)) => block_on(mark::run(args))?.map(done),
         Some(Command::Replay(args)) => block_on(replay::run(args))?,
         Some(Command::Config(args)) => config::run(args).map(done),
+        Some(Command::Migrate(args)) => block_on(ops::migrate::run(args))?.map(done),
+        Some(Command::Doctor(args)) => block_on(ops::doctor::run(args))?,
+        Some(Command::Fanout(args)) => block_on(ops::fanout::run(args))?.map(done),
+        Some(Command::Parked(args)) => block_on(ops::parked::run(args))?.map(done),
+        Some(Command::Fence(args)) => block_on(ops::fence::run(args))?.map(done),
+        Some(Command::Health(args)) => block_on(ops::health::run(args))?.map(done),
         Some(Command::Completions(args)) => complete::run(args, Cli::command()).map(done),
     }
 }
@@ -140,6 +153,20 @@ mod tests {
             "fanfold replay --people 10 --seed 3 --timeout 5m --poll-rounds 1",
             "fanfold config default",
             "fanfold config check --config f",
+            "fanfold serve --mode cluster --wait-for 60s",
+            "fanfold migrate --wait-for 1m --output json",
+            "fanfold doctor --config f",
+            "fanfold fanout status --output json",
+            "fanfold fanout pause",
+            "fanfold fanout resume",
+            "fanfold fanout set prefetch=64 tasks-bulk=default",
+            "fanfold parked list",
+            "fanfold parked show 019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00/3",
+            "fanfold parked redrive --all",
+            "fanfold parked discard 019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00/3",
+            "fanfold fence list",
+            "fanfold fence renew",
+            "fanfold health --url http://h:1",
             "fanfold completions bash",
         ];
         for line in good {
@@ -165,6 +192,11 @@ mod tests {
             "fanfold replay --graph g --people 10",
             "fanfold replay --concurrency 0",
             "fanfold config",
+            "fanfold serve --mode both",
+            "fanfold fanout set",
+            "fanfold fanout set speed=9",
+            "fanfold parked redrive",
+            "fanfold parked show 3",
             "fanfold nonsense",
         ];
         for line in bad {

@@ -4,6 +4,7 @@
 //! same less fan-out and relay; and the workers, which do those ([`worker`]).
 
 mod backends;
+pub mod console;
 pub mod options;
 pub mod worker;
 

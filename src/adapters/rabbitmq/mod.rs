@@ -5,6 +5,7 @@
 
 mod codec;
 mod consumer;
+mod inspect;
 mod parked;
 mod publisher;
 mod topology;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::inspect::inspect;
 pub use self::parked::{SetAside, SetAsideMessage};
 
 use self::consumer::Consumer;

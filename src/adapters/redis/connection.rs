@@ -90,7 +90,8 @@ pub async fn identity(connection: &mut MultiplexedConnection) -> RedisResult<Ide
     }
 }
 
-async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
+/// Where a master may be.
+pub async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
     match &options.servers {
         RedisServers::Nodes(urls) => urls.iter().map(|url| parse(url)).collect(),
         RedisServers::Sentinel { sentinels, master, node } => {
@@ -114,11 +115,16 @@ async fn ask_sentinel(
     sentinel: ConnectionInfo,
     master: &str,
 ) -> RedisResult<Option<(String, u16)>> {
+    let mut connection = plain(options, sentinel).await?;
+    redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).query_async(&mut connection).await
+}
+
+/// A connection for a few questions.
+pub async fn plain(options: &RedisOptions, server: ConnectionInfo) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(options.connect_timeout))
         .set_response_timeout(Some(options.response_timeout));
-    let mut connection = Client::open(sentinel)?.get_multiplexed_async_connection_with_config(&config).await?;
-    redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).query_async(&mut connection).await
+    Client::open(server)?.get_multiplexed_async_connection_with_config(&config).await
 }
 
 fn parse(url: &str) -> Result<ConnectionInfo> {

@@ -6,6 +6,7 @@
 mod bells;
 mod connection;
 mod fence;
+mod inspect;
 mod life;
 mod script;
 
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::bells::{Bells, Woken};
+pub use self::inspect::inspect;
 use self::life::Life;
 use self::script::{BUMP_RECORDS, Keys, Scripts};
 use crate::adapters::Store;

@@ -1,5 +1,6 @@
 //! Chunks: their viewers, and how far each has come.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -81,19 +82,27 @@ impl ScyllaStore {
         let key = (uuid_of(id), int(no)?);
         let written = self.select::<(Option<i64>,)>(&self.statements().chunk_parked, key).await?;
         let written = written.first().and_then(|(at,)| *at).unwrap_or(0);
+        if let Some(reason) = reason {
+            self.write(&self.statements().write_reason, (key.0, key.1, reason, ttl)).await?;
+        }
         let at = self.stamp().micros().max(written.saturating_add(1));
-        self.write(&self.statements().write_parked, (at, ttl, reason.is_some(), reason.unwrap_or(""), key.0, key.1))
-            .await
+        self.write(&self.statements().write_parked, (at, ttl, reason.is_some(), key.0, key.1)).await
     }
 
     pub(super) async fn read_parked(&self, id: PostId) -> Result<Vec<ParkedChunk>> {
-        type Cells = (i32, Option<bool>, Option<String>);
-        let found = self.select::<Cells>(&self.statements().parked_chunks, (uuid_of(id),)).await?;
-        let parked = found.into_iter().filter(|(_, parked, _)| *parked == Some(true));
-        let decode = |(no, _, reason): Cells| {
-            Ok(ParkedChunk { post_id: id, no: uint(no, "a chunk")?, reason: reason.unwrap_or_default() })
+        let chunks = self.select::<(i32, Option<bool>)>(&self.statements().parked_chunks, (uuid_of(id),)).await?;
+        let parked: Vec<i32> =
+            chunks.into_iter().filter(|(_, parked)| *parked == Some(true)).map(|(no, _)| no).collect();
+        if parked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let reasons = self.select::<(i32, Option<String>)>(&self.statements().parked_reasons, (uuid_of(id),)).await?;
+        let mut reasons: HashMap<i32, Option<String>> = reasons.into_iter().collect();
+        let decode = |no: i32| {
+            let reason = reasons.remove(&no).flatten().unwrap_or_default();
+            Ok(ParkedChunk { post_id: id, no: uint(no, "a chunk")?, reason })
         };
-        parked.map(decode).collect()
+        parked.into_iter().map(decode).collect()
     }
 
     /// Removes the viewers of chunks that were written at `until` or before.

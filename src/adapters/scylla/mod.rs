@@ -8,6 +8,7 @@ mod control;
 mod fences;
 mod gate;
 mod inbox;
+mod inspect;
 mod intents;
 mod keys;
 mod marks;
@@ -33,6 +34,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::value::MaybeUnset;
 use uuid::Uuid;
 
+pub use inspect::inspect;
 pub use migrate::{MigrateOptions, MigrationReport, ScyllaOnly, migrate};
 pub use options::{ClusterOptions, Consistency, Credentials, ScyllaOptions, TlsOptions};
 

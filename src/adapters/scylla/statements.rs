@@ -88,8 +88,12 @@ statements! {
         WHERE post_id = ? AND chunk_no >= ? AND chunk_no < ?",
     /// The numbers of a post's chunks.
     chunk_numbers: Read "SELECT chunk_no FROM {keyspace}.chunks WHERE post_id = ?",
-    /// The chunks of a post that may be set aside, and why.
-    parked_chunks: Read "SELECT chunk_no, parked, parked_reason FROM {keyspace}.chunks WHERE post_id = ?",
+    /// The chunks of a post, and which are set aside.
+    parked_chunks: Read "SELECT chunk_no, parked FROM {keyspace}.chunks WHERE post_id = ?",
+    /// Why they are.
+    parked_reasons: Read "SELECT chunk_no, reason FROM {keyspace}.parked_reasons WHERE post_id = ?",
+    /// Why a chunk is set aside.
+    write_reason: Write "INSERT INTO {keyspace}.parked_reasons (post_id, chunk_no, reason) VALUES (?, ?, ?) USING TTL ?",
     /// When a chunk was last parked or taken up.
     chunk_parked: Read "SELECT WRITETIME(parked) FROM {keyspace}.chunks WHERE post_id = ? AND chunk_no = ?",
     /// A chunk's viewers.
@@ -101,7 +105,7 @@ statements! {
     write_done: Write "UPDATE {keyspace}.chunks USING TIMESTAMP ? AND TTL ? SET done = ?, rows_done = ? \
         WHERE post_id = ? AND chunk_no = ?",
     /// Whether a chunk is set aside.
-    write_parked: Write "UPDATE {keyspace}.chunks USING TIMESTAMP ? AND TTL ? SET parked = ?, parked_reason = ? \
+    write_parked: Write "UPDATE {keyspace}.chunks USING TIMESTAMP ? AND TTL ? SET parked = ? \
         WHERE post_id = ? AND chunk_no = ?",
     /// The newest rows of an inbox.
     window: Read "SELECT post_id, version, deleted, expires_at, seen_at, read_at, archived_at FROM {keyspace}.inbox \

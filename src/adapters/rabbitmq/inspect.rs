@@ -1,0 +1,54 @@
+//! A look at the broker, for `fanfold doctor`.
+
+use super::topology::{self, queue_name};
+use super::{RabbitOptions, topology::parked_name};
+use crate::adapters::finding::Finding;
+use crate::domain::Lane;
+use crate::error::{Error, Result};
+
+const PART: &str = "queue";
+
+/// Connects, declares the queues, asks for their depths; what fails is a finding, not an error.
+pub async fn inspect(options: &RabbitOptions) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Err(error) = look(options, &mut findings).await {
+        findings.push(Finding::wrong(PART, error.to_string(), advice(&error)));
+    }
+    findings
+}
+
+async fn look(options: &RabbitOptions, findings: &mut Vec<Finding>) -> Result<()> {
+    let connection = topology::connect(options, "doctor").await?;
+    findings.push(Finding::fine(PART, "the broker can be reached"));
+    let opening = connection.create_channel();
+    let channel = topology::within(options.timeout, "open a channel", opening).await?;
+    topology::declare(&channel, options).await?;
+    findings.push(Finding::fine(PART, format!("the queues {}.* are as this release needs them", options.prefix)));
+    for lane in Lane::ALL {
+        let depth = topology::depth(&channel, options, queue_name(options, lane)).await?;
+        let what = format!("lane {}: {depth} of {} tasks", lane.name(), options.tasks_max);
+        findings.push(if depth as usize * 2 > options.tasks_max {
+            Finding::warning(PART, what, "more than half full: start more fan-out workers, see `fanfold fanout status`")
+        } else {
+            Finding::fine(PART, what)
+        });
+    }
+    let parked = topology::depth(&channel, options, parked_name(options)).await?;
+    if parked > 0 {
+        let what = format!("{parked} messages are set aside");
+        findings.push(Finding::warning(PART, what, "see `fanfold parked list`: no worker could read or survive them"));
+    }
+    Ok(())
+}
+
+fn advice(error: &Error) -> &'static str {
+    let told = error.to_string();
+    match error.code() {
+        "queue_mismatch" => "the arguments come from fanout.queue_tasks_max and rabbitmq.deliveries_max",
+        "invalid_amqp_url" => "correct rabbitmq.url",
+        _ if told.contains("ACCESS") || told.contains("403") || told.contains("auth") => {
+            "check user, password and virtual host in rabbitmq.url, and the user's permissions"
+        }
+        _ => "start the broker, or check the address in rabbitmq.url; posts are accepted meanwhile",
+    }
+}

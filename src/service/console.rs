@@ -1,0 +1,215 @@
+//! What operators do with a running cluster. It talks to the backends, not to a process: it works whatever is up.
+
+use std::time::Duration;
+
+use crate::adapters::finding::Finding;
+use crate::adapters::rabbitmq::{self, RabbitQueue};
+use crate::adapters::redis;
+use crate::adapters::scylla::{self, MigrationReport, ScyllaStore};
+use crate::adapters::{Queue, Store};
+use crate::clock::Clock;
+use crate::config::{Config, Mode};
+use crate::domain::{Fence, Knob, Lane, ParkedChunk, PostId, Time, Tuning, WorkerReport};
+use crate::error::{Error, Kind, Result};
+use crate::parked;
+use crate::ports::{Control as _, FenceEntry, Queue as _, Store as _};
+use crate::service::options;
+use crate::tuning::{FANOUT, RELAY};
+
+/// How long to wait for the broker.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pending entries looked at for the lag.
+const LAG_PAGE: u32 = 1;
+/// Tries to change the tuning while others change it.
+const ATTEMPTS: u32 = 5;
+/// Messages looked at.
+const MESSAGES_MAX: u32 = 100;
+
+/// Brings the schema up to what this release needs.
+pub async fn migrate(config: &Config) -> Result<MigrationReport> {
+    scylla::migrate(&options::migration(config, &Clock::system())).await
+}
+
+/// Looks at each backend, and at who works.
+pub async fn inspect(config: &Config) -> Vec<Finding> {
+    let clock = Clock::system();
+    let scylla_options = options::scylla(config, &clock);
+    let (redis_options, rabbit_options) = (options::redis(config, &clock), options::rabbitmq(config));
+    let (mut findings, queue) =
+        futures::future::join(scylla::inspect(&scylla_options), rabbitmq::inspect(&rabbit_options)).await;
+    let store = ScyllaStore::connect(scylla_options).await.ok();
+    let newest = match &store {
+        Some(store) => store.fences(1).await.ok().and_then(|fences| fences.into_iter().next()),
+        None => None,
+    };
+    findings.extend(queue);
+    findings.extend(redis::inspect(&redis_options, newest.as_ref()).await);
+    if let Some(store) = &store {
+        findings.extend(workers(store.reports().await));
+    }
+    findings
+}
+
+fn workers(reports: Result<Vec<WorkerReport>>) -> Vec<Finding> {
+    const PART: &str = "workers";
+    let reports = match reports {
+        Ok(reports) => reports,
+        Err(error) => return vec![Finding::wrong(PART, error.to_string(), "see the store")],
+    };
+    let look = |role: &str, what: &str, without: &str| {
+        let count = reports.iter().filter(|report| report.role == role).count();
+        match count {
+            0 => Finding::warning(PART, format!("no {what} is running"), without.to_owned()),
+            count => Finding::fine(PART, format!("{count} x {what}")),
+        }
+    };
+    vec![
+        look(FANOUT, "fanfold-fanout", "start one: posts are accepted, but reach nobody"),
+        look(RELAY, "fanfold-relay", "start one: what fails once is never tried again without it"),
+    ]
+}
+
+/// A connection to what a cluster agrees on.
+#[derive(Debug)]
+pub struct Console {
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+}
+
+/// How the fan-out is going.
+#[derive(Clone, Debug)]
+pub struct FanoutStatus {
+    /// How it is tuned.
+    pub tuning: Tuning,
+    /// Tasks waiting in each lane, in the order of [`Lane::ALL`]; `None` if the broker cannot be asked.
+    pub depths: [Option<u64>; 2],
+    /// Messages that the broker has set aside.
+    pub set_aside: Option<u64>,
+    /// Age of the oldest post that is not fanned out completely.
+    pub lag: Duration,
+    /// Who works, and on what.
+    pub workers: Vec<WorkerReport>,
+    /// When this was looked at.
+    pub at: Time,
+}
+
+impl Console {
+    /// Connects to the configured cluster.
+    pub async fn connect(config: &Config) -> Result<Self> {
+        if config.service.mode == Mode::Embedded {
+            let detail = "this is for cluster mode (service.mode, FANFOLD_MODE or --mode); the embedded service has \
+                          nothing to agree on with others";
+            return Err(Error::invalid("not_a_cluster", "service.mode", detail));
+        }
+        let clock = Clock::system();
+        let store = Store::Scylla(ScyllaStore::connect(options::scylla(config, &clock)).await?);
+        let queue = RabbitQueue::start(options::rabbitmq(config));
+        Ok(Self { store, queue: Queue::Rabbit(queue), clock })
+    }
+
+    /// Waits for the broker, for what cannot do without.
+    async fn queue(&self) -> Result<&Queue> {
+        if let Queue::Rabbit(queue) = &self.queue {
+            queue.ready(PATIENCE).await?;
+        }
+        Ok(&self.queue)
+    }
+
+    /// How the fan-out is going.
+    pub async fn status(&self) -> Result<FanoutStatus> {
+        let (mut depths, mut set_aside) = ([None; 2], None);
+        if let Ok(queue) = self.queue().await {
+            for lane in Lane::ALL {
+                depths[lane as usize] = queue.depth(lane).await.ok();
+            }
+            set_aside = queue.parked().await.ok().flatten();
+        }
+        let mut oldest = None;
+        for shard in 0..self.store.shards() {
+            let page = self.store.pending(shard, None, LAG_PAGE).await?;
+            oldest = page.entries.first().map(|entry| entry.since).into_iter().chain(oldest).min();
+        }
+        let (at, mut workers) = (self.clock.now(), self.store.reports().await?);
+        workers.sort_by(|a, b| (&a.role, &a.name).cmp(&(&b.role, &b.name)));
+        let lag = oldest.map_or(Duration::ZERO, |oldest| at.since(oldest));
+        Ok(FanoutStatus { tuning: self.store.tuning().await?, depths, set_aside, lag, workers, at })
+    }
+
+    /// Changes the tuning on behalf of `by`; every worker takes it up within a second.
+    pub async fn tune(&self, by: &str, change: impl Fn(Tuning) -> Tuning) -> Result<Tuning> {
+        for _ in 0..ATTEMPTS {
+            let known = self.store.tuning().await?;
+            let version = known.version + 1;
+            let next = Tuning { version, by: by.to_owned(), at: self.clock.now(), ..change(known) };
+            if self.store.set_tuning(&next).await? {
+                return Ok(next);
+            }
+        }
+        Err(Error::new(Kind::Conflict, "tuning_contended", "others keep changing the tuning; look and try again"))
+    }
+
+    /// Parked chunks, at most `limit`.
+    pub async fn parked(&self, limit: usize) -> Result<Vec<ParkedChunk>> {
+        parked::list(&self.store, limit).await
+    }
+
+    /// Messages that the broker has set aside and nobody has taken over: why, one each.
+    pub async fn messages(&self) -> Result<Vec<String>> {
+        let set_aside = self.queue().await?.set_aside(MESSAGES_MAX).await?;
+        Ok(set_aside.map(|all| all.messages.iter().map(|message| message.reason.clone()).collect()).unwrap_or_default())
+    }
+
+    /// Removes the messages that no release here can read; what they were about is pending all the same.
+    pub async fn discard_messages(&self) -> Result<usize> {
+        let Some(set_aside) = self.queue().await?.set_aside(MESSAGES_MAX).await? else { return Ok(0) };
+        let unreadable: Vec<bool> = set_aside.messages.iter().map(|message| message.task.is_none()).collect();
+        set_aside.remove(&unreadable).await?;
+        Ok(unreadable.iter().filter(|gone| **gone).count())
+    }
+
+    /// A parked chunk with the number of its viewers.
+    pub async fn show(&self, id: PostId, no: u32) -> Result<(ParkedChunk, usize)> {
+        let parked = self.store.parked(id).await?.into_iter().find(|chunk| chunk.no == no);
+        let not_parked = || Error::not_found("chunk_not_found", format!("chunk {no} of post {id} is not parked"));
+        let parked = parked.ok_or_else(not_parked)?;
+        let viewers = self.store.chunk(id, no).await?.map_or(0, |chunk| chunk.viewers.len());
+        Ok((parked, viewers))
+    }
+
+    /// Takes a chunk up again.
+    pub async fn redrive(&self, id: PostId, no: u32) -> Result<()> {
+        self.show(id, no).await?;
+        parked::redrive(&self.store, self.queue().await?, id, no).await
+    }
+
+    /// Gives a chunk up.
+    pub async fn discard(&self, id: PostId, no: u32) -> Result<()> {
+        self.show(id, no).await?;
+        parked::discard(&self.store, id, no).await
+    }
+
+    /// The newest entries of the fence registry.
+    pub async fn fences(&self, limit: u32) -> Result<Vec<FenceEntry>> {
+        self.store.fences(limit).await
+    }
+
+    /// Registers a new fence for the life of Redis that is current: every client resyncs once. For who has restored a
+    /// backup of the store or of Redis.
+    pub async fn renew_fence(&self) -> Result<Fence> {
+        let newest = self.store.newest_fence().await?;
+        let none = || Error::new(Kind::Conflict, "fence_unknown", "no process has registered a fence yet: start one");
+        let (_, replid) = newest.ok_or_else(none)?;
+        self.store.register_fence(rand::random(), &replid).await
+    }
+}
+
+/// A value for a knob, checked.
+pub fn knob_value(knob: Knob, value: u32) -> Result<u32> {
+    let max = knob.max();
+    if (1..=max).contains(&value) {
+        return Ok(value);
+    }
+    let detail = format!("must be 1 to {max}, is {value}");
+    Err(Error::limit("invalid_value", knob.name(), detail, u64::from(max), u64::from(value)))
+}
