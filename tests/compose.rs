@@ -1,0 +1,105 @@
+//! docker-compose.yml, the Dockerfile and what the service knows of itself, held together: what can be checked where no
+//! Docker engine runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use fanfold::config::{Config, Mode, Overrides, load};
+
+fn read(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
+}
+
+/// Lines without their comments and indentation.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.starts_with('#') && !line.is_empty())
+}
+
+/// Every `FANFOLD_…: value` of the file, whichever service it is for.
+fn environment(compose: &str) -> BTreeMap<String, String> {
+    let variables = lines(compose).filter(|line| line.starts_with("FANFOLD_"));
+    let pairs = variables.map(|line| line.split_once(": ").unwrap_or_else(|| panic!("no value in {line}")));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
+}
+
+fn config(compose: &str) -> Config {
+    load(&Overrides::default(), environment(compose)).expect("every variable is a known key with a value it takes")
+}
+
+#[test]
+fn every_variable_is_known_and_they_make_a_cluster() {
+    let config = config(&read("docker-compose.yml"));
+    assert_eq!(config.service.mode, Mode::Cluster);
+    assert_eq!(config.scylla.contact_points, ["scylla:9042"]);
+    assert_eq!(config.scylla.replication_factor, 1, "there is one node");
+    assert_eq!(config.rabbitmq.url.expose(), "amqp://fanfold:fanfold@rabbitmq:5672/%2f");
+    assert_eq!(config.redis.urls.iter().map(|url| url.expose()).collect::<Vec<_>>(), ["redis://redis:6379"]);
+}
+
+#[test]
+fn a_process_is_asked_where_it_listens() {
+    let compose = read("docker-compose.yml");
+    let config = config(&compose);
+    for listen in [config.http.listen, config.worker.listen] {
+        assert!(listen.ip().is_unspecified(), "{listen} cannot be reached from other containers");
+        let health = format!("test: [CMD, fanfold, health, --url, \"http://127.0.0.1:{}\"]", listen.port());
+        assert!(lines(&compose).any(|line| line == health), "{health}");
+    }
+}
+
+#[test]
+fn ports_are_published_on_loopback_and_workers_can_be_scaled() {
+    let compose = read("docker-compose.yml");
+    let published: Vec<&str> = lines(&compose).filter_map(|line| line.strip_prefix("ports: ")).collect();
+    assert!(!published.is_empty());
+    for ports in published {
+        let ports = ports.trim_matches(['[', ']']).split(", ");
+        assert!(ports.clone().all(|port| port.starts_with("\"127.0.0.1:")), "{:?}", ports.collect::<Vec<_>>());
+    }
+    for word in ["container_name", "network_mode", "ports:\n"] {
+        assert!(!compose.contains(word), "{word}");
+    }
+    assert!(!service(&compose, "fanout").contains("ports:"));
+}
+
+/// What is indented below the name of a service.
+fn service<'a>(compose: &'a str, name: &str) -> &'a str {
+    let (_, rest) = compose.split_once(&format!("\n  {name}:\n")).expect(name);
+    let end = rest.match_indices("\n  ").find(|(at, _)| !rest[at + 3..].starts_with(' '));
+    &rest[..end.map_or(rest.len(), |(at, _)| at)]
+}
+
+/// A process may take its grace twice: for what is in hand, then for what it gives back.
+#[test]
+fn a_process_has_the_time_to_stop() {
+    let compose = read("docker-compose.yml");
+    let (_, fanfold) = compose.split_once("x-fanfold: ").expect("what all processes share");
+    let patience = lines(fanfold).find_map(|line| line.strip_prefix("stop_grace_period: ")).expect("a bound");
+    let patience: u32 = patience.trim_end_matches('s').parse().expect("seconds");
+    let grace = config(&compose).http.shutdown_grace_s;
+    assert!(patience > 2 * grace, "{patience} s are not more than twice http.shutdown_grace_s = {grace}");
+}
+
+#[test]
+fn the_image_has_every_process_and_what_it_is_built_from() {
+    let (docker, ignore, manifest) = (read("Dockerfile"), read(".dockerignore"), read("Cargo.toml"));
+    let compose = read("docker-compose.yml");
+    let commands = lines(&compose).filter_map(|line| line.strip_prefix("command: ["));
+    let started: Vec<&str> = commands.filter_map(|command| command.split([',', ']']).next()).collect();
+    let binaries = manifest.split("[[bin]]\nname = \"").skip(1).map(|rest| rest.split('"').next().expect("a name"));
+    for binary in binaries {
+        assert!(docker.contains(&format!("target/release/{binary}")), "{binary} is not in the image");
+        assert!(started.contains(&binary), "{binary} is not started");
+    }
+    for source in ["src/main.rs", "workers/relay.rs", "cql/001_schema.cql", "config.default.toml", "Cargo.lock"] {
+        let top = source.split('/').next().unwrap_or(source);
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(source).exists(), "{source}");
+        assert!(lines(&ignore).any(|line| line.strip_prefix('!') == Some(top)), "{source} is kept from the build");
+    }
+    let version = lines(&manifest).find_map(|line| line.strip_prefix("rust-version = ")).expect("a version");
+    let version = version.trim_matches('"');
+    assert!(docker.contains(&format!("FROM rust:{version}-")), "the image builds with another Rust than {version}");
+    let user = lines(&docker).filter_map(|line| line.strip_prefix("USER ")).last().expect("a user");
+    assert!(!user.starts_with('0') && !user.starts_with("root"), "{user}");
+}
