@@ -14,6 +14,10 @@ pub enum Kind {
     Malformed,
     /// Understood, but a value is out of its limits.
     Invalid,
+    /// Nobody has shown who they are, or not in a way that can be believed.
+    Unauthenticated,
+    /// It is known who asks, and they may not.
+    Forbidden,
     /// Nothing of that name.
     NotFound,
     /// It clashes with the present state.

@@ -4,8 +4,9 @@
 //! viewer's revision; a client compares revisions first and reads its inbox only when something has changed.
 //!
 //! Dependencies point down: [`http`], [`cli`] and [`service`] call the use cases ([`publish`], [`fanout`], [`relay`],
-//! [`reader`], [`marks`]), those call the [`ports`], and everything speaks the [`domain`]. `ARCHITECTURE.md` has the map.
+//! [`reader`], [`marks`]; [`access`] decides who may), those call the [`ports`], and everything speaks the [`domain`]. `ARCHITECTURE.md` has the map.
 
+pub mod access;
 pub mod adapters;
 pub mod cli;
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod domain;
 pub mod error;
 pub mod fanout;
 pub mod faults;
+pub mod files;
 pub mod http;
 pub mod intents;
 pub mod leases;

@@ -24,15 +24,19 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/relay.rs", &["adapters", "clock", "domain", "error", "faults", "intents", "ports", "withdrawals"]),
     ("src/reader.rs", &["adapters", "clock", "domain", "error", "faults", "ports", "withdrawals"]),
     ("src/marks.rs", &["adapters", "clock", "domain", "error", "faults", "intents", "ports", "publish", "reader"]),
-    ("src/config/", &["config", "error"]),
+    ("src/files.rs", &["error"]),
+    ("src/access/", &["access", "adapters", "clock", "config", "domain", "error", "files", "ports"]),
+    ("src/config/", &["config", "error", "files"]),
     ("src/telemetry.rs", &["config", "error"]),
     (
         "src/http/",
         &[
+            "access",
             "clock",
             "config",
             "domain",
             "error",
+            "files",
             "http",
             "marks",
             "ports",
@@ -43,7 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
-    ("src/cli/", &["cli", "config", "domain", "error", "service", "telemetry"]),
+    ("src/cli/", &["access", "cli", "config", "domain", "error", "files", "service", "telemetry"]),
     ("src/cli/ops/", &["adapters", "cli", "clock", "config", "domain", "error", "service", "telemetry"]),
 ];
 

@@ -171,6 +171,18 @@ impl ports::Control for Store {
     }
 }
 
+impl ports::Keys for Store {
+    forward! {
+        [Embedded Scylla]
+        create_key(key: &ProducerKey) -> Result<()>;
+        find_key(id: KeyId) -> Result<Option<ProducerKey>>;
+        list_keys() -> Result<Vec<ProducerKey>>;
+        end_key(id: KeyId, end: KeyEnd) -> Result<Option<ProducerKey>>;
+        note_used(id: KeyId, at: Time) -> Result<()>;
+        forget_key(id: KeyId) -> Result<()>;
+    }
+}
+
 impl ports::Queue for Queue {
     forward! {
         [Embedded Rabbit]

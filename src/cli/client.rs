@@ -1,7 +1,9 @@
 //! Talking HTTP to a running service: paths, problem documents, pacing.
 
+use std::env::VarError;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +15,12 @@ use serde::de::DeserializeOwned;
 use super::fault::{Fault, Problem, Result};
 use super::out::{self, Format};
 use crate::domain::{PostId, ViewerId};
+use crate::files;
 
 /// Everything but RFC 3986's unreserved characters, so that an id is one path segment whatever is in it.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Holds the key to show the service.
+const KEY_VARIABLE: &str = "FANFOLD_KEY";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -31,6 +36,9 @@ pub struct Connect {
         default_value = "http://127.0.0.1:8470"
     )]
     pub url: String,
+    /// The file of the key to show; without it the key is what FANFOLD_KEY holds
+    #[arg(long, value_name = "FILE", env = "FANFOLD_KEY_FILE", hide_env_values = true)]
+    pub key_file: Option<PathBuf>,
     /// How results are written to standard output
     #[arg(long, value_enum, default_value_t)]
     pub output: Format,
@@ -69,13 +77,34 @@ impl Connect {
 
     /// A client for this service.
     pub fn client(&self) -> Result<Client> {
-        Client::new(&self.url)
+        Client::new(&self.url, self.authorization()?)
+    }
+
+    /// What to show the service: a producer's key or a viewer's token, never from an argument.
+    fn authorization(&self) -> Result<Option<HeaderValue>> {
+        let key = match &self.key_file {
+            Some(file) => files::read_private(file, "--key-file")?,
+            None => match std::env::var(KEY_VARIABLE) {
+                Ok(key) => key,
+                Err(VarError::NotPresent) => return Ok(None),
+                Err(VarError::NotUnicode(_)) => return Err(Fault::Usage(format!("{KEY_VARIABLE}: is not UTF-8"))),
+            },
+        };
+        let key = key.trim();
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let mut value = HeaderValue::try_from(format!("Bearer {key}"))
+            .map_err(|_| Fault::Usage("the key must be one line of visible ASCII".to_owned()))?;
+        // Keeps it out of anything that is printed for debugging.
+        value.set_sensitive(true);
+        Ok(Some(value))
     }
 }
 
 impl Client {
     /// A client for the service at `url`; nothing is sent yet.
-    pub fn new(url: &str) -> Result<Self> {
+    pub fn new(url: &str, authorization: Option<HeaderValue>) -> Result<Self> {
         let usage = |what: &str| Fault::Usage(format!("--url {}: {what}", out::clip(url, 200)));
         let parsed = Url::parse(url).map_err(|e| usage(&e.to_string()))?;
         if parsed.scheme() != "http" {
@@ -87,7 +116,8 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("fanfold/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none());
+            .redirect(reqwest::redirect::Policy::none())
+            .default_headers(authorization.map(|value| (reqwest::header::AUTHORIZATION, value)).into_iter().collect());
         if is_loopback(&parsed) {
             // No proxy of the environment can reach this machine's own loopback.
             builder = builder.no_proxy();
@@ -299,9 +329,9 @@ mod tests {
     #[test]
     fn urls_are_checked_before_anything_is_sent() {
         for bad in ["", "localhost:8470", "https://x", "http://x/?a", "http://"] {
-            assert!(Client::new(bad).is_err(), "{bad}");
+            assert!(Client::new(bad, None).is_err(), "{bad}");
         }
-        let client = Client::new("http://[::1]:8470/feed/").expect("a URL");
+        let client = Client::new("http://[::1]:8470/feed/", None).expect("a URL");
         let call = client.get("/livez").query("since", "W/\"a b\"").maybe("limit", Some(3)).maybe("no", None::<u8>);
         assert_eq!(call.url, "http://[::1]:8470/feed/livez?since=W%2F%22a%20b%22&limit=3");
     }

@@ -9,6 +9,8 @@ mod config;
 mod duration;
 mod fault;
 mod inbox;
+mod init;
+mod keys;
 mod mark;
 mod ops;
 mod out;
@@ -16,6 +18,7 @@ mod post;
 mod replay;
 mod serve;
 mod status;
+mod token;
 mod watch;
 mod wire;
 pub mod worker;
@@ -26,6 +29,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use fault::{EXIT_USAGE, Fault, Result};
 
+use crate::access::looks_secret;
+
 const EXAMPLES: &str = "\
 Examples:
   fanfold                                   serve on 127.0.0.1:8470, data in ./fanfold-data
@@ -33,6 +38,7 @@ Examples:
   fanfold inbox ben                         what ben sees
   fanfold watch ben                         poll as an app would
   fanfold replay --people 500               load a running service and check every inbox
+  fanfold init                              a configuration with access control, and the first key
 
 Exit codes: 0 done, 1 a check failed, 64 usage, 69 unavailable, 75 try again, 77 denied";
 
@@ -55,6 +61,9 @@ enum Command {
     Status(status::Args),
     Retract(post::RetractArgs),
     Mark(mark::Args),
+    Keys(keys::Args),
+    Token(token::Args),
+    Init(init::Args),
     Replay(replay::Args),
     Config(config::Args),
     Migrate(ops::migrate::Args),
@@ -68,6 +77,15 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    if let Some(place) = std::env::args_os().position(|arg| arg.to_str().is_some_and(looks_secret)) {
+        // Said without repeating it.
+        out::note(format_args!(
+            "fanfold: argument {place} is a key or a token: every user of this machine can see a command's arguments, and \
+             the shell's history keeps them. Put it into FANFOLD_KEY, or into a file for --key-file; and since this one \
+             has been seen, rotate it"
+        ));
+        return ExitCode::from(EXIT_USAGE);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(told) => {
@@ -97,6 +115,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Some(Command::Status(args)) => block_on(status::run(args))?.map(done),
         Some(Command::Retract(args)) => block_on(post::retract(args))?.map(done),
         Some(Command::Mark(args)) => block_on(mark::run(args))?.map(done),
+        Some(Command::Keys(args)) => block_on(keys::run(args))?.map(done),
+        Some(Command::Token(args)) => block_on(token::run(args))?.map(done),
+        Some(Command::Init(args)) => block_on(init::run(args))?.map(done),
         Some(Command::Replay(args)) => block_on(replay::run(args))?,
         Some(Command::Config(args)) => config::run(args).map(done),
         Some(Command::Migrate(args)) => block_on(ops::migrate::run(args))?.map(done),
@@ -151,6 +172,13 @@ mod tests {
             "fanfold mark ben --all read",
             "fanfold replay --graph g --concurrency 8",
             "fanfold replay --people 10 --seed 3 --timeout 5m --poll-rounds 1",
+            "fanfold keys create --name shop --scope publish,read --expires 90d",
+            "fanfold keys create --name ops --scope admin --local --data d --save k",
+            "fanfold keys list --output json",
+            "fanfold keys revoke 0123456789abcdef",
+            "fanfold keys rotate 0123456789abcdef --overlap 0s --key-file k",
+            "fanfold token --viewer ben --ttl 1h",
+            "fanfold init --listen 0.0.0.0:1 --data d --config c --key-file k",
             "fanfold config default",
             "fanfold config check --config f",
             "fanfold serve --mode cluster --wait-for 60s",
@@ -191,6 +219,11 @@ mod tests {
             "fanfold mark ben --all read --clear",
             "fanfold replay --graph g --people 10",
             "fanfold replay --concurrency 0",
+            "fanfold keys",
+            "fanfold keys create --name shop",
+            "fanfold keys create --name shop --scope read --data d",
+            "fanfold keys revoke shop",
+            "fanfold token",
             "fanfold config",
             "fanfold serve --mode both",
             "fanfold fanout set",

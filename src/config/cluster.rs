@@ -12,6 +12,11 @@ use serde::Deserialize;
 pub struct Secret(String);
 
 impl Secret {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The text itself.
     pub fn expose(&self) -> &str {
         &self.0

@@ -11,8 +11,9 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use super::rules::{self, Rule};
-use super::{Config, LogFormat, Mode};
+use super::{AccessMode, Config, LogFormat, Mode};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 
 /// The manual, and the very defaults.
 pub const DEFAULT_TOML: &str = include_str!("../../config.default.toml");
@@ -27,8 +28,9 @@ const SHORT_NAMES: [(&str, &str); 4] = [
     ("FANFOLD_DATA", "store.data"),
     ("FANFOLD_LOG", "log.filter"),
 ];
-/// Variables that are not the service's: the address that the command line talks to, and what belongs to development.
-const FOREIGN_NAMES: [&str; 1] = ["FANFOLD_URL"];
+/// Variables that are not the service's: where the command line talks to and with which key, and what belongs to
+/// development.
+const FOREIGN_NAMES: [&str; 3] = ["FANFOLD_URL", "FANFOLD_KEY", "FANFOLD_KEY_FILE"];
 const FOREIGN_PREFIXES: [&str; 3] = ["FANFOLD_TEST_", "FANFOLD_STACK_", "FANFOLD_BENCH_"];
 
 /// What the command line sets, stronger than all else.
@@ -63,7 +65,11 @@ pub fn load(overrides: &Overrides, env: impl IntoIterator<Item = (String, String
     apply_toml(&mut settings, DEFAULT_TOML, "config.default.toml")?;
     let file = overrides.file.clone().or_else(|| env.get(FILE_VARIABLE).map(PathBuf::from));
     if let Some(file) = file {
-        apply_toml(&mut settings, &read(&file)?, &file.display().to_string())?;
+        let (text, name) = (read(&file)?, file.display().to_string());
+        apply_toml(&mut settings, &text, &name)?;
+        let mut own = Table::new();
+        apply_toml(&mut own, &text, &name)?;
+        check_secrets(&own, &file)?;
     }
     apply_env(&mut settings, env)?;
     // The rules have been through every value, so what fails here is a rule at odds with its field.
@@ -99,6 +105,22 @@ impl Overrides {
         if let Some(filter) = log_filter {
             config.log.filter.clone_from(filter);
         }
+    }
+}
+
+/// An error if the file has set a secret and others may read it.
+fn check_secrets(settings: &Table, file: &Path) -> Result<()> {
+    // An address holds one only if it has a password in it.
+    let is_secret = |value: &Value| {
+        value.as_str().is_some_and(|text| !text.is_empty() && (!text.contains("://") || text.contains('@')))
+    };
+    let is_set = |key: &str| {
+        let value = key.split_once('.').and_then(|(section, name)| settings.get(section)?.get(name));
+        value.is_some_and(|value| is_secret(value) || value.as_array().is_some_and(|list| list.iter().any(is_secret)))
+    };
+    match rules::keys().filter(|key| rules::is_secret(key)).find(|key| is_set(key)) {
+        Some(key) => files::check_private(file, key),
+        None => Ok(()),
     }
 }
 
@@ -237,16 +259,8 @@ fn set(settings: &mut Table, key: &str, rule: Rule, value: Value, origin: &str) 
 
 /// The checks that need more than one value.
 fn check_together(config: &Config) -> Result<()> {
-    let Config { http, publish, inbox, poll, relay, store, .. } = config;
-    // A mapped IPv4 address is judged as what it maps to.
-    if !http.listen.ip().to_canonical().is_loopback() && !http.insecure_listen_beyond_loopback {
-        let detail = format!(
-            "{} can be reached from other machines and nobody is authenticated; listen on 127.0.0.1, or pass \
-             --insecure-listen-beyond-loopback if something in front authenticates",
-            http.listen
-        );
-        return Err(Error::invalid("listen_beyond_loopback", "http.listen", detail));
-    }
+    let Config { publish, inbox, poll, relay, store, .. } = config;
+    check_access(config)?;
     at_most(("inbox.page_default", inbox.page_default.into()), ("inbox.page_max", inbox.page_max.into()))?;
     at_most(("inbox.page_max", inbox.page_max.into()), ("inbox.items_max", inbox.items_max.into()))?;
     at_most(("poll.interval_s", poll.interval_s.into()), ("poll.interval_s_max", poll.interval_s_max.into()))?;
@@ -274,6 +288,40 @@ fn check_together(config: &Config) -> Result<()> {
             "must be more than publish.idempotency_ttl_s ({keys}), is {garbage}: a retry would find its chunks swept"
         );
         return Err(Error::limit("invalid_config", "relay.garbage_after_s", detail, keys, garbage));
+    }
+    Ok(())
+}
+
+/// Who can connect, and what they have to show.
+fn check_access(config: &Config) -> Result<()> {
+    let Config { http, access, cors, tls, .. } = config;
+    let open = access.mode == AccessMode::Off && !http.insecure_listen_beyond_loopback;
+    // A mapped IPv4 address is judged as what it maps to.
+    if open && !http.listen.ip().to_canonical().is_loopback() {
+        let detail = format!(
+            "{} can be reached from other machines and nobody is authenticated; set access.mode = \"on\" (`fanfold init` \
+             writes a configuration), listen on 127.0.0.1, or pass --insecure-listen-beyond-loopback if something in \
+             front authenticates",
+            http.listen
+        );
+        return Err(Error::invalid("listen_beyond_loopback", "http.listen", detail));
+    }
+    if !access.jwks.is_empty() && !access.jwks_file.is_empty() {
+        let detail = "must not be set together with access.jwks: which of them is meant?";
+        return Err(Error::invalid("invalid_config", "access.jwks_file", detail));
+    }
+    if tls.certificate_file.is_empty() != tls.key_file.is_empty() {
+        let detail = "must be set together with tls.certificate_file, or not at all";
+        return Err(Error::invalid("invalid_config", "tls.key_file", detail));
+    }
+    let is_origin = |origin: &str| {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        let visible = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+        origin == "*" || host.is_some_and(|host| !host.is_empty() && host.bytes().all(visible))
+    };
+    if let Some(odd) = cors.origins().find(|origin| !is_origin(origin)) {
+        let detail = format!("must be origins such as https://app.example.org separated by commas, or *; has {odd:?}");
+        return Err(Error::invalid("invalid_config", "cors.origins", detail));
     }
     Ok(())
 }

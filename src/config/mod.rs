@@ -1,11 +1,13 @@
 //! Configuration: parsed once, checked, then only read. `config.default.toml` is the manual and the defaults.
 
+mod access;
 mod cluster;
 mod load;
 mod rules;
 #[cfg(test)]
 mod tests;
 
+pub use access::{Access, AccessMode, Cors, Tls};
 pub use cluster::{Consistency, Mode, Rabbitmq, Redis, Scylla, Secret, Service, Tablets, Worker};
 pub use load::{DEFAULT_TOML, Overrides, load};
 
@@ -33,6 +35,9 @@ pub struct Config {
     pub redis: Redis,
     pub worker: Worker,
     pub log: Log,
+    pub access: Access,
+    pub cors: Cors,
+    pub tls: Tls,
 }
 
 /// The HTTP server.

@@ -135,6 +135,30 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("worker.listen", Rule::Address),
     ("log.format", Rule::Word(&["text", "json"])),
     ("log.filter", Rule::Text),
+    ("access.mode", Rule::Word(&["off", "on"])),
+    ("access.keys_max", whole(1, 100_000)),
+    ("access.key_ttl_s_max", whole(1, 3_650 * DAY_S)),
+    // What is promised: a revoked key is refused within five seconds.
+    ("access.key_age_ms_max", whole(100, 5_000)),
+    ("access.unknown_keys_cached_max", whole(1, 100_000_000)),
+    ("access.use_noted_every_s", whole(1, DAY_S)),
+    ("access.ended_keys_kept_s", whole(1, 3_650 * DAY_S)),
+    ("access.rotation_overlap_s_max", whole(0, 365 * DAY_S)),
+    ("access.jwks", Rule::Secret),
+    ("access.jwks_file", Rule::AnyText),
+    ("access.jwks_reload_ms", whole(10, HOUR_MS)),
+    ("access.audience", Rule::AnyText),
+    ("access.leeway_s", whole(0, 300)),
+    ("access.credential_bytes_max", whole(512, 64 * KIB)),
+    ("access.tokens_cached_max", whole(0, 100_000_000)),
+    ("access.token_ttl_s_max", whole(1, 365 * DAY_S)),
+    ("access.refusals_logged_per_s_max", whole(0, 1_000_000)),
+    ("cors.origins", Rule::AnyText),
+    ("cors.max_age_s", whole(0, DAY_S)),
+    ("tls.certificate_file", Rule::AnyText),
+    ("tls.key_file", Rule::AnyText),
+    ("tls.reload_ms", whole(10, HOUR_MS)),
+    ("tls.handshake_timeout_ms", whole(100, 10 * MINUTE_MS)),
 ];
 
 const fn whole(min: u64, max: u64) -> Rule {
@@ -206,6 +230,11 @@ impl Rule {
             Rule::Word(words) => format!("\"{}\"", words.join("\" or \"")),
         }
     }
+}
+
+/// Whether a key's value is a secret.
+pub(super) fn is_secret(key: &str) -> bool {
+    matches!(rule(key), Some(Rule::Secret | Rule::Secrets))
 }
 
 fn in_range(key: &str, number: i64, min: u64, max: u64, origin: &str) -> Result<()> {

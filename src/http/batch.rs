@@ -8,12 +8,14 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::App;
+use super::access;
 use super::front::RequestId;
 use super::json::{self, Input, Json};
 use super::openapi::{BODY, QUERY, problems};
 use super::params;
 use super::posts::{self, ActorInput, AudienceInput, PostInput, PublishedBody};
 use super::problem::{Answer, ProblemBody};
+use crate::access::Caller;
 use crate::error::{Error, Result};
 
 /// Posts to be published.
@@ -103,10 +105,10 @@ pub(super) async fn publish(State(app): State<App>, Json { head, body }: Json<Ba
         let detail = format!("must have at most {limit} posts, has {value}");
         return Err(Error::limit("batch_too_large", "posts", detail, limit, value).into());
     }
-    let request_id = RequestId::of(&head);
-    let (app, request_id) = (&app, request_id.as_str());
+    let (request_id, caller) = (RequestId::of(&head), access::caller(&app, &head)?);
+    let (app, caller, request_id) = (&app, &caller, request_id.as_str());
     let work = body.posts.into_iter().enumerate().map(|(at, raw)| async move {
-        match publish_one(app, &raw).await {
+        match publish_one(app, caller, &raw).await {
             Ok(post) => ResultBody { status: StatusCode::ACCEPTED.as_u16(), post: Some(post), problem: None },
             Err(error) => {
                 let problem = ProblemBody::new(&placed(error, at), request_id);
@@ -122,10 +124,10 @@ fn placed(error: Error, at: usize) -> Error {
     error.inside(&format!("posts[{at}]"))
 }
 
-async fn publish_one(app: &App, raw: &RawValue) -> Result<PublishedBody> {
+async fn publish_one(app: &App, caller: &Caller, raw: &RawValue) -> Result<PublishedBody> {
     let input: BatchPostInput = json::parse(raw.get().as_bytes())?;
     let BatchPostInput { idempotency_key, kind, actor, data, audience, thread_key, ttl_seconds, expires_at } = input;
     let post = PostInput { kind, actor, data, audience, thread_key, ttl_seconds, expires_at };
-    let draft = post.draft(app, idempotency_key)?;
-    Ok(posts::accept(app, draft).await?.1)
+    let draft = post.draft(app, caller.producer()?, idempotency_key)?;
+    Ok(posts::accept(app, caller, draft).await?.1)
 }

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::App;
+use super::access;
 use super::data;
 use super::dto::{Id, Stamp, parse_time};
 use super::json::{self, Input, Json, nullable};
@@ -14,6 +15,7 @@ use super::openapi::{BODY, QUERY, WRITE, problems};
 use super::params::{self, IfMatch};
 use super::posts::{etag, state};
 use super::problem::Answer;
+use crate::access::audit::{self, PostEvent};
 use crate::domain::{Post, PostId, ProducerId};
 use crate::error::{Error, Kind, Result};
 use crate::publish::{Edit, stale};
@@ -107,10 +109,13 @@ pub(super) async fn edit(State(app): State<App>, Json { head, body }: Json<Patch
         data: None,
         expires_at: body.expires_at.map(|at| at.map(|at| parse_time("expires_at", &at)).transpose()).transpose()?,
     };
+    let caller = access::caller(&app, &head)?;
+    let producer = caller.producer()?;
     let post = match body.data {
-        None => app.publisher.edit(&ProducerId::local(), id, demanded.version(), fixed).await?,
-        Some(patch) => merge_edit(&app, id, demanded, fixed, patch.as_deref()).await?,
+        None => app.publisher.edit(&producer, id, demanded.version(), fixed).await?,
+        Some(patch) => merge_edit(&app, &producer, id, demanded, fixed, patch.as_deref()).await?,
     };
+    audit::post(PostEvent::Edited, &caller, post.id, post.version);
     changed(&app, &post)
 }
 
@@ -119,10 +124,16 @@ fn untyped() -> Error {
 }
 
 /// An edit whose `data` depends on the data there is: read, merge, and insist on the version that was read.
-async fn merge_edit(app: &App, id: PostId, demanded: IfMatch, fixed: Edit, patch: Option<&RawValue>) -> Result<Post> {
-    let producer = ProducerId::local();
+async fn merge_edit(
+    app: &App,
+    producer: &ProducerId,
+    id: PostId,
+    demanded: IfMatch,
+    fixed: Edit,
+    patch: Option<&RawValue>,
+) -> Result<Post> {
     loop {
-        let (post, _) = app.publisher.status(&producer, id).await?;
+        let (post, _) = app.publisher.status(producer, id).await?;
         let expected = demanded.version().unwrap_or(post.version);
         if expected != post.version {
             // Never merge into a version that was not asked for: by the time of the write it may have become that one.
@@ -133,7 +144,7 @@ async fn merge_edit(app: &App, id: PostId, demanded: IfMatch, fixed: Edit, patch
             Some(patch) => data::check(Some(raw(data::merge(&post.data, patch)?)?))?,
         };
         let edit = Edit { data: Some(merged), ..fixed.clone() };
-        match app.publisher.edit(&producer, id, Some(expected), edit).await {
+        match app.publisher.edit(producer, id, Some(expected), edit).await {
             // Somebody else's edit came between; whoever wants any version wants this one on top of it.
             Err(error) if demanded == IfMatch::Any && error.code() == "version_mismatch" => {}
             result => return result,
@@ -171,6 +182,8 @@ pub(super) async fn retract(State(app): State<App>, request: Request) -> Answer 
     let id = params::post(&head)?;
     let [] = params::query(head.uri.query(), [])?;
     let expected = IfMatch::find(&head.headers)?.and_then(IfMatch::version);
-    let post = app.publisher.retract(&ProducerId::local(), id, expected).await?;
+    let caller = access::caller(&app, &head)?;
+    let post = app.publisher.retract(&caller.producer()?, id, expected).await?;
+    audit::post(PostEvent::Retracted, &caller, post.id, post.version);
     changed(&app, &post)
 }

@@ -2,6 +2,7 @@
 //! every poll.
 
 use std::any::Any;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -18,6 +19,8 @@ use tower::Service as _;
 use tracing::{Instrument, Span, debug_span, info_span};
 
 use super::App;
+use super::access;
+use super::cors::Cors;
 use super::poll;
 use super::problem::{Failure, Problem, ProblemBody};
 use super::routes::{METHODS, Route, method_index};
@@ -29,7 +32,12 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_POLL_INTERVAL: HeaderName = HeaderName::from_static("x-poll-interval");
 const NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const VARY: HeaderValue = HeaderValue::from_static("Authorization, Origin");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+/// An answer is data: a browser that shows one as a page shall run nothing, load nothing and frame nothing.
+const NOTHING_ACTIVE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+/// Paths hold viewers' ids, and a query may hold a token.
+const NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
 /// The longest request id that is taken over.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -68,11 +76,12 @@ impl RequestId {
 pub(super) struct Front {
     pub app: App,
     pub router: Router,
+    pub cors: Option<Cors>,
 }
 
 impl Front {
     /// Answers one request, whatever happens.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let started = Instant::now();
         let _in_flight = self.app.pacer().enter();
         let route = Route::of(request.uri().path());
@@ -81,7 +90,8 @@ impl Front {
         let inbox = if route.resyncs() { inbox_path(request.uri().path()) } else { None };
         let trace = trace_of(request.headers());
         let span = span(route, &request, &request_id, trace);
-        let work = guarded(self.dispatch(route, request, &request_id));
+        let origin = self.cors.as_ref().and_then(|cors| cors.allowed(request.headers()));
+        let work = guarded(self.dispatch(route, request, &request_id, peer));
         let mut response = match trace {
             Some(_) => trace::within(trace, work).instrument(span).await,
             None => work.instrument(span).await,
@@ -90,11 +100,34 @@ impl Front {
             self.tell(&mut response, &error, &request_id, inbox);
         }
         self.dress(&mut response, route, request_id);
+        if let Some(cors) = &self.cors {
+            cors.dress(&mut response, origin);
+        }
         durations(route, method, response.status()).record(started.elapsed());
         response
     }
 
-    async fn dispatch(&self, route: Route, mut request: Request<Incoming>, request_id: &RequestId) -> Response<Body> {
+    async fn dispatch(
+        &self,
+        route: Route,
+        mut request: Request<Incoming>,
+        request_id: &RequestId,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        if let Some(response) = self.cors.as_ref().and_then(|cors| cors.preflight(&request)) {
+            return response;
+        }
+        // Before anything of the request is looked at but its head.
+        match access::admit(&self.app, route, &request, peer, request_id.as_str()).await {
+            Err(refused) => return refused,
+            Ok(None) => {}
+            Ok(Some(caller)) => {
+                // A poll needs no caller beyond this point, and is too frequent for an extension.
+                if route != Route::Poll {
+                    request.extensions_mut().insert(caller);
+                }
+            }
+        }
         if route == Route::Poll && request.method() == Method::GET {
             // The router would come to the same handler, by way of a table, a clone of itself and a box.
             let (head, _) = request.into_parts();
@@ -115,6 +148,9 @@ impl Front {
         if matches!(error.kind(), Kind::Unavailable | Kind::Resync) {
             headers.insert(header::RETRY_AFTER, self.app.pacer().retry_after(error.retry_after()));
         }
+        if let Some(challenge) = access::challenge(error) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if let Some(inbox) = inbox.filter(|_| error.kind() == Kind::Resync) {
             headers.insert(header::LOCATION, inbox);
         }
@@ -131,8 +167,13 @@ impl Front {
             headers.insert(header::CACHE_CONTROL, NO_CACHE);
             headers.insert(header::VARY, VARY);
         }
+        if route.secret() {
+            headers.insert(header::CACHE_CONTROL, NO_STORE);
+        }
         if has_body {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+            headers.insert(header::CONTENT_SECURITY_POLICY, NOTHING_ACTIVE);
+            headers.insert(header::REFERRER_POLICY, NO_REFERRER);
         }
     }
 }
@@ -191,11 +232,12 @@ fn durations(route: Route, method: usize, status: StatusCode) -> &'static Histog
 /// What hyper calls for every request of a connection.
 pub(super) fn service(
     front: Arc<Front>,
+    peer: SocketAddr,
 ) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
 {
     hyper::service::service_fn(move |request| {
         let front = Arc::clone(&front);
-        async move { Ok(front.answer(request).await) }
+        async move { Ok(front.answer(request, peer).await) }
     })
 }
 

@@ -5,14 +5,17 @@
 
 pub mod codes;
 
+mod access;
 mod batch;
 mod changes;
+mod cors;
 mod data;
 mod dto;
 mod edit;
 mod front;
 mod inbox;
 mod json;
+mod keys;
 mod marks;
 mod openapi;
 mod ops;
@@ -25,9 +28,12 @@ mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod viewer_tokens;
 pub mod worker;
 
 pub use server::serve;
+pub use tls::Tls;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -41,6 +47,7 @@ use utoipa_axum::routes;
 
 use self::pacer::Pacer;
 use self::problem::Answer;
+use crate::access::Access;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, Kind};
@@ -60,6 +67,8 @@ pub struct Parts {
     pub reader: Reader,
     /// Sets and clears marks.
     pub marker: Marker,
+    /// Who may do what.
+    pub access: Access,
     /// For health checks and metrics.
     pub backends: Backends,
     /// Renders the metrics.
@@ -127,6 +136,10 @@ fn routed() -> OpenApiRouter<App> {
         .routes(routes!(changes::get))
         .routes(routes!(marks::put, marks::delete))
         .routes(routes!(marks::post))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(viewer_tokens::issue))
         .routes(routes!(ops::livez))
         .routes(routes!(ops::readyz))
         .routes(routes!(ops::metrics))

@@ -6,14 +6,18 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Schema};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 
 use super::codes::{CODES, Code, find};
 use super::problem::ProblemBody;
 use super::routes::Route;
+use crate::access::Need;
+use crate::domain::Scope;
 
 /// Codes of every route that takes query parameters, which is to say of every route: unknown ones are refused.
 pub(super) const QUERY: &[&str] = &["internal", "malformed_query", "repeated_parameter", "unknown_parameter"];
@@ -35,6 +39,28 @@ pub(super) const READ: &[&str] = &["revisions_unavailable", "store_corrupt", "st
 /// Codes of every route that writes to the store.
 pub(super) const WRITE: &[&str] =
     &["revisions_unavailable", "storage_full", "store_corrupt", "store_failed", "store_unavailable"];
+
+/// Codes of every route that asks who calls.
+const ACCESS: &[&str] = &[
+    "credentials_malformed",
+    "credentials_missing",
+    "credentials_too_large",
+    "key_expired",
+    "key_invalid",
+    "key_revoked",
+    "scope_missing",
+    "store_unavailable",
+    "viewer_token_expired",
+    "viewer_token_invalid",
+    "viewer_token_not_yet_valid",
+];
+/// Codes of every route that belongs to a viewer.
+const VIEWER: &[&str] = &["viewer_mismatch"];
+
+/// The names of the ways to show who one is.
+const KEY: &str = "key";
+const KEY_BASIC: &str = "key_basic";
+const VIEWER_TOKEN: &str = "viewer_token";
 
 /// Makes a type that tells an operation's problem responses, from lists of codes.
 macro_rules! problems {
@@ -147,6 +173,7 @@ impl ToSchema for ErrorCode {
     tags(
         (name = "posts", description = "For producers"),
         (name = "viewers", description = "For clients"),
+        (name = "access", description = "Keys and tokens"),
         (name = "operations", description = "For operators"),
     ),
     components(schemas(ProblemBody, ErrorCode)),
@@ -158,12 +185,74 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
     Base::openapi()
 }
 
-/// Adds the headers that all answers of a route carry.
+fn need(route: Route, method: &str) -> Need {
+    let found = route.operations().iter().find(|(served, _)| *served == method);
+    // A test sees to it that every operation has one.
+    found.map_or(Need::Open, |(_, need)| *need)
+}
+
+/// Says what an operation asks of its caller, and how it refuses.
+fn guard(operation: &mut Operation, need: Need) {
+    let (ways, lists, scope): (&[&str], &[&[&str]], &str) = match need {
+        Need::Open => return,
+        Need::Key(scope) => (&[KEY, KEY_BASIC], &[ACCESS], scope.name()),
+        Need::Inbox => (&[VIEWER_TOKEN, KEY, KEY_BASIC], &[ACCESS, VIEWER], Scope::Viewers.name()),
+    };
+    operation.security = Some(ways.iter().map(|way| SecurityRequirement::new(*way, Vec::<String>::new())).collect());
+    let whom = if need == Need::Inbox { "The viewer's own token, or a key" } else { "A key" };
+    let note = format!("{whom} with the scope `{scope}`, where access control is on.");
+    operation.description = Some(match operation.description.take() {
+        Some(text) => format!("{text}\n\n{note}"),
+        None => note,
+    });
+    for (status, response) in problem_responses(lists) {
+        match operation.responses.responses.get_mut(&status) {
+            // The same status for other reasons: both are told.
+            Some(RefOr::T(known)) => {
+                if let RefOr::T(more) = response {
+                    let news = more.description.lines().filter(|line| !known.description.contains(line));
+                    let news: String = news.map(|line| format!("{line}\n")).collect();
+                    known.description.push_str(&news);
+                }
+            }
+            _ => {
+                operation.responses.responses.insert(status, response);
+            }
+        }
+    }
+}
+
+/// Adds the ways to show who one is.
+fn add_security(api: &mut utoipa::openapi::OpenApi) {
+    let components = api.components.get_or_insert_default();
+    let http = |scheme, description: &str| {
+        let scheme = HttpBuilder::new().scheme(scheme).description(Some(description));
+        SecurityScheme::Http(scheme.build())
+    };
+    components.add_security_scheme(KEY, http(HttpAuthScheme::Bearer, "A producer's key: ffk_<id>_<secret>"));
+    components.add_security_scheme(KEY_BASIC, http(HttpAuthScheme::Basic, "A producer's key: its id and its secret"));
+    components.add_security_scheme(VIEWER_TOKEN, {
+        let description = "A JWT with `sub` (the viewer) and `exp`, signed with a key that the service knows";
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
+        SecurityScheme::Http(scheme.description(Some(description)).build())
+    });
+}
+
+/// Adds the headers that all answers of a route carry, and what it asks of its caller.
 pub(super) fn complete(api: &mut utoipa::openapi::OpenApi) {
+    add_security(api);
     for (path, item) in &mut api.paths.paths {
         let paced = Route::of(path).paced();
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
+        let operations = [
+            (&mut item.get, "GET"),
+            (&mut item.put, "PUT"),
+            (&mut item.post, "POST"),
+            (&mut item.patch, "PATCH"),
+            (&mut item.delete, "DELETE"),
+        ];
+        for (operation, method) in operations {
+            let Some(operation) = operation else { continue };
+            guard(operation, need(Route::of(path), method));
             for response in operation.responses.responses.values_mut() {
                 let RefOr::T(response) = response else { continue };
                 let id = header("The request's id: the one it came with, or a fresh one", Type::String);

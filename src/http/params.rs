@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::domain::{Mark, PostId, Token, ViewerId};
+use crate::domain::{KeyId, Mark, PostId, Token, ViewerId};
 use crate::error::{Error, Kind, Result};
 
 /// What stays as it is in a path segment (RFC 3986, unreserved).
@@ -60,8 +60,8 @@ pub(super) fn shortened(text: &str) -> String {
     cut.map_or_else(|| text.to_owned(), |at| format!("{}…", &text[..at]))
 }
 
-fn segment<'a>(head: &'a Parts, index: usize) -> Result<Cow<'a, str>> {
-    let raw = head.uri.path().split('/').nth(index).unwrap_or_default();
+fn segment(path: &str, index: usize) -> Result<Cow<'_, str>> {
+    let raw = path.split('/').nth(index).unwrap_or_default();
     if !raw.as_bytes().contains(&b'%') {
         return Ok(Cow::Borrowed(raw));
     }
@@ -72,17 +72,30 @@ fn segment<'a>(head: &'a Parts, index: usize) -> Result<Cow<'a, str>> {
 
 /// The viewer of `/v1/viewers/{viewer_id}/…`.
 pub(super) fn viewer(head: &Parts) -> Result<ViewerId> {
-    ViewerId::parse("viewer_id", &segment(head, 3)?)
+    viewer_of(head.uri.path())
+}
+
+/// The same, of a path.
+pub(super) fn viewer_of(path: &str) -> Result<ViewerId> {
+    ViewerId::parse("viewer_id", &segment(path, 3)?)
+}
+
+/// The key of `/v1/keys/{key_id}`. What can be no key's id is an id that there is no key of.
+pub(super) fn key(head: &Parts) -> Result<KeyId> {
+    let text = segment(head.uri.path(), 3)?;
+    KeyId::parse(&text)
+        .ok_or_else(|| Error::not_found("key_not_found", format!("there is no key {:?}", shortened(&text))))
 }
 
 /// The post of `/v1/posts/{post_id}`.
 pub(super) fn post(head: &Parts) -> Result<PostId> {
-    post_id("post_id", &segment(head, 3)?)
+    post_id("post_id", &segment(head.uri.path(), 3)?)
 }
 
 /// The post and the mark of `/v1/viewers/{viewer_id}/inbox/{post_id}/{mark}`.
 pub(super) fn post_and_mark(head: &Parts) -> Result<(PostId, Mark)> {
-    Ok((post_id("post_id", &segment(head, 5)?)?, mark("mark", &segment(head, 6)?)?))
+    let path = head.uri.path();
+    Ok((post_id("post_id", &segment(path, 5)?)?, mark("mark", &segment(path, 6)?)?))
 }
 
 /// A post's id out of `field`.

@@ -9,12 +9,15 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::App;
+use super::access;
 use super::data::{self, Fingerprint};
 use super::dto::{ActorBody, Id, RawJson, Stamp, parse_time};
 use super::json::{self, Input, Json};
 use super::openapi::{BODY, QUERY, READ, WRITE, problems};
 use super::params::{self, Wait};
 use super::problem::Answer;
+use crate::access::Caller;
+use crate::access::audit::{self, PostEvent};
 use crate::domain::{Audience, Post, PostState, ProducerId, Time};
 use crate::error::{Error, Result};
 use crate::publish::{Draft, Expiry, Idempotency, Progress};
@@ -68,7 +71,7 @@ pub(super) struct AudienceInput {
 
 impl PostInput {
     /// Checks what can be checked without the store's help.
-    pub(super) fn draft(self, app: &App, key: Option<String>) -> Result<Draft> {
+    pub(super) fn draft(self, app: &App, producer: ProducerId, key: Option<String>) -> Result<Draft> {
         let expiry = match (self.ttl_seconds, self.expires_at.as_deref()) {
             (Some(_), Some(_)) => {
                 let detail = "must not be given together with expires_at";
@@ -95,16 +98,7 @@ impl PostInput {
                 .finish();
             Idempotency { key, fingerprint }
         });
-        Ok(Draft {
-            producer: ProducerId::local(),
-            kind: self.kind,
-            actor,
-            data,
-            thread_key: self.thread_key,
-            audience,
-            expiry,
-            idempotency,
-        })
+        Ok(Draft { producer, kind: self.kind, actor, data, thread_key: self.thread_key, audience, expiry, idempotency })
     }
 }
 
@@ -150,9 +144,10 @@ impl PublishedBody {
 }
 
 /// Publishes a draft and says so.
-pub(super) async fn accept(app: &App, draft: Draft) -> Result<(Post, PublishedBody)> {
+pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(Post, PublishedBody)> {
     let audience = draft.audience.clone();
     let post = app.publisher.publish(draft).await?;
+    audit::post(PostEvent::Published, caller, post.id, post.version);
     let body = PublishedBody::new(&audience, Some(&post));
     Ok((post, body))
 }
@@ -187,12 +182,13 @@ problems!(
 pub(super) async fn publish(State(app): State<App>, Json { head, body }: Json<PostInput>) -> Answer {
     let [dry_run] = params::query(head.uri.query(), ["dry_run"])?;
     let dry_run = params::flag("dry_run", dry_run.as_deref())?.unwrap_or(false);
-    let draft = body.draft(&app, params::idempotency_key(&head.headers)?)?;
+    let caller = access::caller(&app, &head)?;
+    let draft = body.draft(&app, caller.producer()?, params::idempotency_key(&head.headers)?)?;
     if dry_run {
         app.publisher.dry_run(&draft)?;
         return Ok(json::respond(StatusCode::OK, &PublishedBody::new(&draft.audience, None))?);
     }
-    let (post, body) = accept(&app, draft).await?;
+    let (post, body) = accept(&app, &caller, draft).await?;
     let mut response = json::respond(StatusCode::ACCEPTED, &body)?;
     response.headers_mut().insert(header::LOCATION, location(&post));
     Ok(response)
@@ -294,7 +290,7 @@ pub(super) async fn get(State(app): State<App>, request: Request) -> Answer {
     let id = params::post(&head)?;
     let [wait] = params::query(head.uri.query(), ["wait"])?;
     let wait = Wait::find(wait.as_deref(), &head.headers, app.config.http.wait_s_max)?;
-    let producer = ProducerId::local();
+    let producer = access::caller(&app, &head)?.producer()?;
     let mut found = app.status.status(&producer, id).await?;
     if !found.1.done && !wait.time.is_zero() {
         let _waiting = app.pacer().wait();

@@ -3,6 +3,9 @@
 
 use axum::http::Method;
 
+use crate::access::Need;
+use crate::domain::Scope;
+
 /// A route of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
@@ -19,12 +22,16 @@ pub(super) enum Route {
     Readyz,
     Metrics,
     Openapi,
+    Keys,
+    Key,
+    Rotate,
+    ViewerTokens,
     Unknown,
 }
 
 impl Route {
     /// Every route.
-    pub(super) const ALL: [Route; 14] = [
+    pub(super) const ALL: [Route; 18] = [
         Route::Posts,
         Route::Batch,
         Route::Post,
@@ -38,6 +45,10 @@ impl Route {
         Route::Readyz,
         Route::Metrics,
         Route::Openapi,
+        Route::Keys,
+        Route::Key,
+        Route::Rotate,
+        Route::ViewerTokens,
         Route::Unknown,
     ];
 
@@ -67,11 +78,53 @@ impl Route {
             "/readyz" => Self::Readyz,
             "/metrics" => Self::Metrics,
             "/openapi.json" => Self::Openapi,
-            _ => match path.strip_prefix("/v1/posts/") {
-                Some(id) if !id.is_empty() && !id.contains('/') => Self::Post,
-                _ => Self::Unknown,
-            },
+            "/v1/keys" => Self::Keys,
+            "/v1/viewer-tokens" => Self::ViewerTokens,
+            _ => Self::of_one(path),
         }
+    }
+
+    /// The route of a path that has an id in it, viewers' apart.
+    fn of_one(path: &str) -> Self {
+        if let Some(id) = path.strip_prefix("/v1/posts/") {
+            return if !id.is_empty() && !id.contains('/') { Self::Post } else { Self::Unknown };
+        }
+        match path.strip_prefix("/v1/keys/").map(|rest| rest.split_once('/').unwrap_or((rest, ""))) {
+            Some((id, "")) if !id.is_empty() && !path.ends_with('/') => Self::Key,
+            Some((id, "rotate")) if !id.is_empty() => Self::Rotate,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// What the route serves, and what each method asks of whoever calls it. The router has exactly these; a test
+    /// holds the two together, so that nothing is served that nobody has decided about.
+    pub(super) fn operations(self) -> &'static [(&'static str, Need)] {
+        match self {
+            Self::Posts | Self::Batch => &[("POST", Need::Key(Scope::Publish))],
+            Self::Post => &[
+                ("GET", Need::Key(Scope::Read)),
+                ("PATCH", Need::Key(Scope::Publish)),
+                ("DELETE", Need::Key(Scope::Publish)),
+            ],
+            Self::Poll | Self::Inbox | Self::Changes => &[("GET", Need::Inbox)],
+            Self::Mark => &[("PUT", Need::Inbox), ("DELETE", Need::Inbox)],
+            Self::Marks => &[("POST", Need::Inbox)],
+            Self::Query => &[("POST", Need::Key(Scope::Viewers))],
+            Self::Livez | Self::Readyz | Self::Openapi => &[("GET", Need::Open)],
+            Self::Metrics => &[("GET", Need::Key(Scope::Metrics))],
+            Self::Keys => &[("GET", Need::Key(Scope::Admin)), ("POST", Need::Key(Scope::Admin))],
+            Self::Key => &[("DELETE", Need::Key(Scope::Admin))],
+            Self::Rotate => &[("POST", Need::Key(Scope::Admin))],
+            Self::ViewerTokens => &[("POST", Need::Key(Scope::Tokens))],
+            Self::Unknown => &[],
+        }
+    }
+
+    /// What a request asks of its caller; `None` if nothing is served under this method.
+    pub(super) fn need(self, method: &Method) -> Option<Need> {
+        // The router answers HEAD with what GET would.
+        let name = if *method == Method::HEAD { "GET" } else { method.as_str() };
+        self.operations().iter().find(|(served, _)| *served == name).map(|(_, need)| *need)
     }
 
     /// The path as the specification and the metrics have it.
@@ -90,6 +143,10 @@ impl Route {
             Self::Readyz => "/readyz",
             Self::Metrics => "/metrics",
             Self::Openapi => "/openapi.json",
+            Self::Keys => "/v1/keys",
+            Self::Key => "/v1/keys/{key_id}",
+            Self::Rotate => "/v1/keys/{key_id}/rotate",
+            Self::ViewerTokens => "/v1/viewer-tokens",
             Self::Unknown => "unknown",
         }
     }
@@ -102,6 +159,11 @@ impl Route {
     /// Whether its answers belong to whoever asked, and must be asked about again.
     pub(super) fn private(self) -> bool {
         self.paced() || matches!(self, Self::Posts | Self::Batch | Self::Post | Self::Mark | Self::Marks)
+    }
+
+    /// Whether its answers may hold secrets, which nothing on the way may keep.
+    pub(super) fn secret(self) -> bool {
+        matches!(self, Self::Keys | Self::Key | Self::Rotate | Self::ViewerTokens)
     }
 
     /// Whether it can answer that the inbox must be read afresh.
@@ -135,8 +197,17 @@ mod tests {
             assert_eq!((Route::of(route.template()), route as usize), (route, index));
         }
         for path in ["/", "", "/v1/posts/", "/v1/posts/a/b", "/v1/viewers/a", "/v1/viewers/a/inbox/b/c/d", "/V1/posts"]
+            .into_iter()
+            .chain(["/v1/keys/", "/v1/keys/a/", "/v1/keys/a/b", "/v1/keys//rotate", "/v1/keys/a/rotate/b"])
         {
             assert_eq!(Route::of(path), Route::Unknown, "{path}");
         }
+    }
+
+    #[test]
+    fn a_head_is_as_guarded_as_a_get() {
+        assert_eq!(Route::Inbox.need(&Method::HEAD), Some(Need::Inbox));
+        assert_eq!(Route::Posts.need(&Method::HEAD), None);
+        assert_eq!(Route::Livez.need(&Method::OPTIONS), None);
     }
 }

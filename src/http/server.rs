@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -17,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::App;
+use super::cors::Cors;
 use super::front::{self, Front};
+use super::tls::Tls;
 use crate::config::Http;
 use crate::error::Result;
 
@@ -26,15 +29,31 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is cancelled: then no connection is accepted any more, waiting requests are answered at once,
 /// running ones finish. What is still open after `http.shutdown_grace_s`, or when this future is dropped, is cut.
-pub async fn serve(listener: TcpListener, app: App, http: Http, shutdown: CancellationToken) -> Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    app: App,
+    http: Http,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let stopping = app.stopping().clone();
     let server = Arc::new(Server {
         builder: builder(&http),
-        front: Arc::new(Front { router: app.router(), app }),
+        front: Arc::new(Front { router: app.router(), cors: Cors::new(&app.config.cors), app }),
         stop: Stop::default(),
+        tls,
     });
     let mut connections = JoinSet::new();
-    accept_all(&listener, &server, &mut connections, http.connections_max, &shutdown).await;
+    let reload = async {
+        match &server.tls {
+            Some(tls) => tls.reload().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = accept_all(&listener, &server, &mut connections, http.connections_max, &shutdown) => {}
+        () = reload => {}
+    }
     drop(listener);
     stopping.cancel();
     server.stop.set();
@@ -50,6 +69,7 @@ struct Server {
     builder: http1::Builder,
     front: Arc<Front>,
     stop: Stop,
+    tls: Option<Tls>,
 }
 
 fn builder(http: &Http) -> http1::Builder {
@@ -104,7 +124,17 @@ async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _per
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, %peer, "the connection keeps Nagle's delay");
     }
-    let service = front::service(Arc::clone(&server.front));
+    let Some(tls) = &server.tls else { return serve_on(&server, stream, peer).await };
+    match tokio::time::timeout(tls.handshake_timeout(), tls.acceptor().accept(stream)).await {
+        // Boxed, so that connections without TLS are not as large as those with it.
+        Ok(Ok(stream)) => Box::pin(serve_on(&server, stream, peer)).await,
+        Ok(Err(error)) => debug!(%error, %peer, "a client did not shake hands"),
+        Err(_) => debug!(%peer, "a client took too long to shake hands"),
+    }
+}
+
+async fn serve_on(server: &Server, stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr) {
+    let service = front::service(Arc::clone(&server.front), peer);
     let mut connection = pin!(server.builder.serve_connection(TokioIo::new(stream), service));
     let mut stopped = pin!(server.stop.notify.notified());
     let (mut listening, mut told) = (false, false);

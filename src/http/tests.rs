@@ -29,20 +29,25 @@ fn the_specification_has_exactly_these_operations() {
     let found: BTreeSet<_> =
         operations(&spec).into_iter().map(|(path, method, _)| format!("{method} {path}")).collect();
     let expected = [
+        "DELETE /v1/keys/{key_id}",
         "DELETE /v1/posts/{post_id}",
         "DELETE /v1/viewers/{viewer_id}/inbox/{post_id}/{mark}",
         "GET /livez",
         "GET /metrics",
         "GET /openapi.json",
         "GET /readyz",
+        "GET /v1/keys",
         "GET /v1/posts/{post_id}",
         "GET /v1/viewers/{viewer_id}/changes",
         "GET /v1/viewers/{viewer_id}/inbox",
         "GET /v1/viewers/{viewer_id}/revision",
         "PATCH /v1/posts/{post_id}",
+        "POST /v1/keys",
+        "POST /v1/keys/{key_id}/rotate",
         "POST /v1/posts",
         "POST /v1/posts/batch",
         "POST /v1/revisions/query",
+        "POST /v1/viewer-tokens",
         "POST /v1/viewers/{viewer_id}/inbox/marks",
         "PUT /v1/viewers/{viewer_id}/inbox/{post_id}/{mark}",
     ];
@@ -50,6 +55,28 @@ fn the_specification_has_exactly_these_operations() {
     let paths: BTreeSet<&str> = spec["paths"].as_object().expect("paths").keys().map(String::as_str).collect();
     let routes = Route::ALL.into_iter().filter(|route| *route != Route::Unknown);
     assert_eq!(paths, routes.map(Route::template).collect(), "metrics label what the router serves");
+}
+
+#[test]
+fn every_operation_says_what_it_asks_of_its_caller() {
+    let spec = spec();
+    let found: BTreeSet<_> = operations(&spec).into_iter().map(|(path, method, _)| (path, method)).collect();
+    let decided = |route: Route| {
+        let each = route.operations().iter();
+        each.map(move |(method, _)| (route.template().to_owned(), (*method).to_owned()))
+    };
+    let decided: BTreeSet<_> = Route::ALL.into_iter().flat_map(decided).collect();
+    assert_eq!(found, decided, "the router serves nothing that nobody has decided about");
+    let schemes = spec["components"]["securitySchemes"].as_object().expect("schemes");
+    for (path, method, operation) in operations(&spec) {
+        let open = ["/livez", "/readyz", "/openapi.json"].contains(&path.as_str());
+        let ways = operation["security"].as_array().cloned().unwrap_or_default();
+        assert_eq!(ways.is_empty(), open, "{method} {path}");
+        for way in ways.iter().flat_map(|way| way.as_object().expect("a way").keys()) {
+            assert!(schemes.contains_key(way), "{method} {path}: {way}");
+        }
+        assert_eq!(operation["responses"]["401"].is_null(), open, "{method} {path}");
+    }
 }
 
 #[test]
@@ -81,7 +108,11 @@ fn every_schema_is_there_under_a_name_of_its_own() {
         "Fanout",
         "Health",
         "InboxPage",
+        "IssuedKey",
         "Item",
+        "Key",
+        "KeyInput",
+        "Keys",
         "Marked",
         "MarkedMany",
         "MarksInput",
@@ -95,6 +126,10 @@ fn every_schema_is_there_under_a_name_of_its_own() {
         "RevisionQueryViewer",
         "RevisionResult",
         "RevisionResults",
+        "Rotation",
+        "RotationInput",
+        "ViewerToken",
+        "ViewerTokenInput",
     ];
     assert_eq!(names, expected);
     let ids: BTreeSet<_> =

@@ -1,15 +1,17 @@
-//! What Fanfold needs from the outside: a store for the truth, a queue for fan-out work, revisions, and, where there are
-//! several processes, a place to agree on who does what.
+//! What Fanfold needs from the outside: a store for the truth and for producers' keys, a queue for fan-out work,
+//! revisions, and, where there are several processes, a place to agree on who does what.
 //!
 //! Each trait is a contract: `tests/contract` has a suite for it that every adapter passes. The application itself
 //! dispatches over the closed enums of [`crate::adapters`], not over these traits.
 
 pub mod control;
+pub mod keys;
 pub mod queue;
 pub mod revisions;
 pub mod store;
 
 pub use control::Control;
+pub use keys::Keys;
 pub use queue::{Delivery, Queue};
 pub use revisions::{MarkBump, Revisions};
 pub use store::{

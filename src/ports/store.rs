@@ -29,11 +29,13 @@ pub enum Path {
     Relay,
     /// Start-up, the fence registry.
     System,
+    /// Producers' keys that no cache has.
+    Access,
 }
 
 impl Path {
     /// Every path.
-    pub const ALL: [Path; 9] = [
+    pub const ALL: [Path; 10] = [
         Path::Publish,
         Path::Status,
         Path::Poll,
@@ -43,6 +45,7 @@ impl Path {
         Path::Fanout,
         Path::Relay,
         Path::System,
+        Path::Access,
     ];
 
     /// The label's value.
@@ -57,6 +60,7 @@ impl Path {
             Self::Fanout => "fanout",
             Self::Relay => "relay",
             Self::System => "system",
+            Self::Access => "access",
         }
     }
 }

@@ -70,6 +70,17 @@ impl Backends {
     }
 }
 
+/// The store alone, for commands that need nothing else.
+pub async fn open_store(config: &Config, clock: &Clock) -> Result<Store> {
+    match config.service.mode {
+        Mode::Embedded => {
+            let folder = Folder::open(&config.store.data)?;
+            Ok(Store::Embedded(EmbeddedStore::open(folder, options::store_options(config, clock))?))
+        }
+        Mode::Cluster => connect(config, clock, Instant::now()).await.map(Store::Scylla),
+    }
+}
+
 /// Connects to the store, again and again until `deadline` if it is away or its schema not there yet.
 async fn connect(config: &Config, clock: &Clock, deadline: Instant) -> Result<ScyllaStore> {
     let mut told = false;

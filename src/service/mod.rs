@@ -18,9 +18,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::access::{Access, KeyBook};
 use crate::adapters::Queue;
 use crate::clock::Clock;
-use crate::config::{Config, Mode};
+use crate::config::{AccessMode, Config, Mode};
 use crate::domain::Lane;
 use crate::error::{Error, Kind, Result};
 use crate::fanout::Fanout;
@@ -111,12 +112,16 @@ impl Running {
             reader: reader.clone(),
             clock: clock.clone(),
         };
+        let (access, watch) = Access::open(&config.access, &store, &clock)?;
+        access.warn_of_gaps().await?;
+        let tls = http::Tls::open(&config.tls)?;
         let metrics = telemetry::install_metrics();
         let app = http::App::new(http::Parts {
             status: Publisher { store: store.for_path(Path::Status), ..publisher.clone() },
             publisher,
             reader,
             marker,
+            access: access.clone(),
             backends: backends.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
@@ -132,7 +137,11 @@ impl Running {
             tasks.others.spawn(Relay::new(parts, 0).run(tasks.background.clone()));
         }
         tasks.spawn_upkeep(metrics);
-        tasks.server.spawn(http::serve(listener, app, config.http.clone(), tasks.http.clone()));
+        let background = tasks.background.clone();
+        tasks.others.spawn(async move {
+            tokio::select! { () = background.cancelled() => {}, () = access.run(watch) => {} }
+        });
+        tasks.server.spawn(http::serve(listener, tls, app, config.http.clone(), tasks.http.clone()));
         Ok(Self { addr, backends, tasks })
     }
 
@@ -227,6 +236,13 @@ fn relay_parts(backends: &Backends, withdrawals: Option<Withdrawals>, clock: &Cl
     }
 }
 
+/// Producers' keys in the store of a service that is stopped: how the first of them is made.
+pub async fn open_keys(config: &Config) -> Result<KeyBook> {
+    let clock = Clock::system();
+    let store = backends::open_store(config, &clock).await?;
+    Ok(KeyBook::new(&store, &config.access, clock))
+}
+
 async fn listen(addr: SocketAddr, field: &str) -> Result<TcpListener> {
     TcpListener::bind(addr).await.map_err(|e| {
         let code = if e.kind() == std::io::ErrorKind::AddrInUse { "address_in_use" } else { "cannot_listen" };
@@ -237,6 +253,11 @@ async fn listen(addr: SocketAddr, field: &str) -> Result<TcpListener> {
 
 /// What `fanfold` prints when it is ready: where everything is, and one line to copy.
 fn banner(config: &Config, addr: SocketAddr) -> String {
+    let scheme = if config.tls.is_on() { "https" } else { "http" };
+    let (access, key) = match config.access.mode {
+        AccessMode::Off => ("off (nobody has to show anything)", ""),
+        AccessMode::On => ("on (producers show keys, viewers tokens)", "-H \"Authorization: Bearer $FANFOLD_KEY\" "),
+    };
     let (mode, data) = match config.service.mode {
         Mode::Embedded => ("embedded (one process, no other server)", absolute(&config.store.data)),
         Mode::Cluster => {
@@ -246,16 +267,17 @@ fn banner(config: &Config, addr: SocketAddr) -> String {
     };
     format!(
         "\n  fanfold {version}  ready\n\n  \
-         API      http://{addr}\n  \
-         Docs     http://{addr}/openapi.json\n  \
-         Metrics  http://{addr}/metrics\n  \
+         API      {scheme}://{addr}\n  \
+         Docs     {scheme}://{addr}/openapi.json\n  \
+         Metrics  {scheme}://{addr}/metrics\n  \
          Mode     {mode}\n  \
+         Access   {access}\n  \
          Data     {data}\n\n  \
          Try it:\n    \
-         curl -s http://{addr}/v1/posts -H 'content-type: application/json' \\\n      \
+         curl -s {key}{scheme}://{addr}/v1/posts -H 'content-type: application/json' \\\n      \
          -d '{{\"type\":\"story.posted\",\"actor\":{{\"id\":\"ana\"}},\"data\":{{\"title\":\"Dawn\"}},\
          \"audience\":{{\"viewers\":[\"ben\",\"cleo\"]}}}}'\n    \
-         curl -s http://{addr}/v1/viewers/ben/inbox\n\n",
+         curl -s {key}{scheme}://{addr}/v1/viewers/ben/inbox\n\n",
         version = env!("CARGO_PKG_VERSION"),
     )
 }

@@ -5,6 +5,7 @@ mod cluster_revisions;
 mod cluster_store;
 mod control;
 mod embedded;
+mod keys;
 mod queue;
 mod redis_server;
 mod revisions;

@@ -5,6 +5,7 @@ mod committer;
 mod control;
 mod folder;
 mod keys;
+mod producer_keys;
 mod queue;
 mod record_table;
 mod revisions;

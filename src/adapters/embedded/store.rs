@@ -28,7 +28,7 @@ pub struct EmbeddedStore {
     path: Path,
 }
 
-struct Shared {
+pub(super) struct Shared {
     database: Database,
     tables: Tables,
     /// `None` only while the last handle is being dropped.
@@ -113,7 +113,11 @@ impl EmbeddedStore {
         self.shared.committer.as_ref().ok_or_else(gone)
     }
 
-    async fn commit<T: Send + 'static>(
+    pub(super) fn tables(&self) -> &Tables {
+        &self.shared.tables
+    }
+
+    pub(super) async fn commit<T: Send + 'static>(
         &self,
         durability: Durability,
         job: impl FnOnce(&Tables, &mut Group) -> Result<T> + Send + 'static,
@@ -122,13 +126,16 @@ impl EmbeddedStore {
         self.committer()?.submit(durability, move |group| job(&tables, group)).await
     }
 
-    fn get(&self, table: &Keyspace, key: &[u8]) -> Result<Option<Slice>> {
+    pub(super) fn get(&self, table: &Keyspace, key: &[u8]) -> Result<Option<Slice>> {
         self.shared.reads.count(self.path);
         table.get(key).map_err(store_error)
     }
 
     /// Runs a scan off the async workers: it may touch many blocks on disk.
-    async fn scan<T: Send + 'static>(&self, scan: impl FnOnce(&Shared) -> Result<T> + Send + 'static) -> Result<T> {
+    pub(super) async fn scan<T: Send + 'static>(
+        &self,
+        scan: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         self.shared.reads.count(self.path);
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || scan(&shared))

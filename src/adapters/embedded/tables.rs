@@ -52,6 +52,7 @@ pub struct Tables {
     pub inbox: Keyspace,
     pub keys: Keyspace,
     pub fences: Keyspace,
+    pub producer_keys: Keyspace,
 }
 
 /// Opens the storage engine, recovering what a killed process left.
@@ -97,6 +98,7 @@ pub fn open_tables(database: &Database, options: &StoreOptions) -> Result<Tables
         inbox: open("inbox")?,
         keys: open("keys")?,
         fences: open("fences")?,
+        producer_keys: open("producer_keys")?,
     })
 }
 

@@ -28,6 +28,7 @@ const MIGRATIONS: &str = include_str!("../../../cql/000_migrations.cql");
 const FILES: &[File] = &[
     File { number: 1, name: "001_schema.cql", text: include_str!("../../../cql/001_schema.cql") },
     File { number: 2, name: "002_control.cql", text: include_str!("../../../cql/002_control.cql") },
+    File { number: 3, name: "003_access.cql", text: include_str!("../../../cql/003_access.cql") },
 ];
 
 /// Applied where the configuration asks for it.

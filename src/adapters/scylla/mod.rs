@@ -17,6 +17,7 @@ mod minutes;
 mod options;
 mod pending;
 mod posts;
+mod producer_keys;
 mod scan;
 mod session;
 mod statements;

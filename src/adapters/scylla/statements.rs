@@ -194,6 +194,26 @@ statements! {
     begin_scan: Lwt "INSERT INTO {keyspace}.relay (scan, low_minute, full_at) VALUES (?, ?, ?) IF NOT EXISTS",
     /// Where the next one begins.
     move_scan: Lwt "UPDATE {keyspace}.relay SET low_minute = ?, full_at = ? WHERE scan = ? IF EXISTS",
+    /// A producer's key.
+    producer_key: Read "SELECT key_id, producer, name, scopes, secret_sha256, created_at, expires_at, revoked_at, \
+        last_used FROM {keyspace}.producer_keys WHERE scope = ? AND key_id = ?",
+    /// All of them.
+    producer_keys: Read "SELECT key_id, producer, name, scopes, secret_sha256, created_at, expires_at, revoked_at, \
+        last_used FROM {keyspace}.producer_keys WHERE scope = ?",
+    /// A new key. The timestamp is below that of any end, whatever the clocks do.
+    create_key: Write "INSERT INTO {keyspace}.producer_keys (scope, key_id, producer, name, scopes, secret_sha256, \
+        created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP 1",
+    /// It is taken back.
+    revoke_key: Write "UPDATE {keyspace}.producer_keys USING TIMESTAMP ? SET revoked_at = ? \
+        WHERE scope = ? AND key_id = ?",
+    /// It ends by itself.
+    expire_key: Write "UPDATE {keyspace}.producer_keys USING TIMESTAMP ? SET expires_at = ? \
+        WHERE scope = ? AND key_id = ?",
+    /// It was used.
+    note_key_used: Write "UPDATE {keyspace}.producer_keys USING TIMESTAMP ? SET last_used = ? \
+        WHERE scope = ? AND key_id = ?",
+    /// It has long ended.
+    forget_key: Write "DELETE FROM {keyspace}.producer_keys USING TIMESTAMP ? WHERE scope = ? AND key_id = ?",
 }
 
 async fn prepare(

@@ -1,0 +1,351 @@
+//! Producers' keys: made, listed, rotated, revoked, and looked up for every request without asking the store each time.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{Mutex, Semaphore};
+use tracing::warn;
+
+use super::credential::{KeySecret, KeyText};
+use crate::adapters::Store;
+use crate::clock::Clock;
+use crate::config;
+use crate::domain::{KeyEnd, KeyId, ProducerId, ProducerKey, Scope, Scopes, SecretHash, Time};
+use crate::error::{Error, Kind, Result};
+use crate::ports::{Keys as _, Path};
+
+/// Lookups of ids that have not been seen before, at the same time. Somebody who tries keys at random gets these and no
+/// more; keys that were seen are looked up past them.
+const LOOKUPS_MAX: usize = 16;
+/// How long an id that has no key is remembered. Ids are random: none gets a key later.
+const UNKNOWN_FOR: Duration = Duration::from_secs(600);
+/// Bytes of a key's name.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Every producer's key, as one process knows them.
+#[derive(Clone, Debug)]
+pub struct KeyBook(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    clock: Clock,
+    known: moka::sync::Cache<KeyId, Arc<Known>>,
+    unknown: moka::sync::Cache<KeyId, ()>,
+    lookups: Semaphore,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    age_max: Duration,
+    keys_max: u64,
+    ended_kept: Duration,
+    use_noted_every: Duration,
+}
+
+/// A key, as of an instant.
+#[derive(Debug)]
+struct Known {
+    state: RwLock<(ProducerKey, Instant)>,
+    /// Held while the key is read again, so that one request does it for all.
+    reading: Mutex<()>,
+    /// When a use was last noted, in microseconds.
+    noted: AtomicI64,
+}
+
+/// A key to be made.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// What people call it.
+    pub name: String,
+    /// Whom it stands for; the name, unless it says otherwise.
+    pub producer: Option<String>,
+    /// What it opens.
+    pub scopes: Scopes,
+    /// How long it works; for ever without it.
+    pub ttl: Option<Duration>,
+}
+
+/// A key that was just made, with its secret: the only time that both are together.
+#[derive(Clone, Debug)]
+pub struct IssuedKey {
+    /// As it is stored.
+    pub key: ProducerKey,
+    /// As its holder gets it.
+    pub text: KeyText,
+}
+
+impl KeyBook {
+    /// The keys of `store`.
+    pub fn new(store: &Store, config: &config::Access, clock: Clock) -> Self {
+        Self(Arc::new(Inner {
+            store: store.for_path(Path::Access),
+            clock,
+            known: moka::sync::Cache::new(u64::from(config.keys_max)),
+            unknown: moka::sync::Cache::builder()
+                .max_capacity(config.unknown_keys_cached_max)
+                .time_to_live(UNKNOWN_FOR)
+                .build(),
+            lookups: Semaphore::new(LOOKUPS_MAX),
+            limits: Limits {
+                age_max: Duration::from_millis(config.key_age_ms_max),
+                keys_max: u64::from(config.keys_max),
+                ended_kept: Duration::from_secs(config.ended_keys_kept_s),
+                use_noted_every: Duration::from_secs(config.use_noted_every_s),
+            },
+        }))
+    }
+
+    /// The key that `text` proves, if it works now.
+    pub async fn verify(&self, text: &KeyText) -> Result<ProducerKey> {
+        let found = match self.fresh(text.id) {
+            Some(key) => Some(key),
+            None => self.read(text.id).await?,
+        };
+        // An id without a key is compared with something, too: it takes as long.
+        let hash = found.as_ref().map_or(SecretHash([0; 32]), |key| key.hash);
+        let right = bool::from(text.secret.hash().0.ct_eq(&hash.0));
+        let Some(key) = found.filter(|_| right) else {
+            return Err(Error::new(
+                Kind::Unauthenticated,
+                "key_invalid",
+                "there is no such key, or it has another secret",
+            ));
+        };
+        let now = self.0.clock.now();
+        if key.revoked_at.is_some() {
+            return Err(Error::new(Kind::Unauthenticated, "key_revoked", format!("the key {} was revoked", key.id)));
+        }
+        if !key.is_live(now) {
+            return Err(Error::new(Kind::Unauthenticated, "key_expired", format!("the key {} has expired", key.id)));
+        }
+        self.note_use(&key, now);
+        Ok(key)
+    }
+
+    /// The key as it is in memory, unless that is too old to go by.
+    fn fresh(&self, id: KeyId) -> Option<ProducerKey> {
+        self.0.known.get(&id)?.fresh(self.0.limits.age_max)
+    }
+
+    async fn read(&self, id: KeyId) -> Result<Option<ProducerKey>> {
+        let inner = &*self.0;
+        if let Some(known) = inner.known.get(&id) {
+            let _reading = known.reading.lock().await;
+            // Whoever held the lock before may have read it already.
+            if let Some(key) = known.fresh(inner.limits.age_max) {
+                return Ok(Some(key));
+            }
+            return self.load(id).await;
+        }
+        if inner.unknown.contains_key(&id) {
+            return Ok(None);
+        }
+        let closed = |_| Error::internal("the lookups of keys are closed");
+        let _permit = inner.lookups.acquire().await.map_err(closed)?;
+        if inner.unknown.contains_key(&id) {
+            return Ok(None);
+        }
+        match self.fresh(id) {
+            Some(key) => Ok(Some(key)),
+            None => self.load(id).await,
+        }
+    }
+
+    async fn load(&self, id: KeyId) -> Result<Option<ProducerKey>> {
+        // What is read is as old as the question.
+        let asked = Instant::now();
+        let found = self.0.store.find_key(id).await?;
+        match &found {
+            Some(key) => self.keep(key, asked),
+            None => {
+                self.0.known.invalidate(&id);
+                self.0.unknown.insert(id, ());
+            }
+        }
+        Ok(found)
+    }
+
+    fn keep(&self, key: &ProducerKey, asked: Instant) {
+        let used = key.last_used.map_or(i64::MIN, Time::micros);
+        let make = || {
+            Arc::new(Known {
+                state: RwLock::new((key.clone(), asked)),
+                reading: Mutex::new(()),
+                noted: AtomicI64::new(used),
+            })
+        };
+        let known = self.0.known.get_with(key.id, make);
+        known.noted.fetch_max(used, Ordering::Relaxed);
+        let mut state = known.state.write().unwrap_or_else(PoisonError::into_inner);
+        // A slow answer to an early question must not undo what was learnt since.
+        if state.1 < asked {
+            *state = (key.clone(), asked);
+        }
+    }
+
+    /// Notes a use now and then, in the background: losing one harms nobody.
+    fn note_use(&self, key: &ProducerKey, now: Time) {
+        let Some(known) = self.0.known.get(&key.id) else { return };
+        let last = known.noted.load(Ordering::Relaxed);
+        let due =
+            now.micros().saturating_sub(last) >= i64::try_from(self.0.limits.use_noted_every.as_micros()).unwrap_or(0);
+        let won = || known.noted.compare_exchange(last, now.micros(), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if due && won() {
+            let (this, id) = (self.clone(), key.id);
+            tokio::spawn(async move {
+                if let Err(error) = this.0.store.note_used(id, now).await {
+                    warn!(%error, key = %id, "that a key was used could not be noted");
+                }
+            });
+        }
+    }
+
+    /// Makes a key.
+    pub async fn create(&self, order: &NewKey) -> Result<IssuedKey> {
+        let now = self.0.clock.now();
+        check_name(&order.name)?;
+        if order.scopes.is_empty() {
+            return Err(Error::invalid("invalid_value", "scopes", "must name at least one scope"));
+        }
+        if order.ttl.is_some_and(|ttl| ttl.is_zero()) {
+            return Err(Error::invalid("invalid_value", "ttl_seconds", "must be at least 1"));
+        }
+        let producer = ProducerId::parse("producer", order.producer.as_deref().unwrap_or(&order.name))?;
+        self.make_room(now).await?;
+        self.issue(ProducerKey {
+            id: KeyId::from_bytes(rand::random()),
+            producer,
+            name: order.name.clone(),
+            scopes: order.scopes,
+            hash: SecretHash([0; 32]),
+            created_at: now,
+            expires_at: order.ttl.map(|ttl| now.after(ttl)),
+            revoked_at: None,
+            last_used: None,
+        })
+        .await
+    }
+
+    /// Gives `key` a secret and keeps it.
+    async fn issue(&self, key: ProducerKey) -> Result<IssuedKey> {
+        let text = KeyText { id: key.id, secret: KeySecret::random() };
+        let key = ProducerKey { hash: text.secret.hash(), ..key };
+        self.0.store.create_key(&key).await?;
+        Ok(IssuedKey { key, text })
+    }
+
+    /// Forgets keys that ended long ago, and refuses one more than there may be.
+    async fn make_room(&self, now: Time) -> Result<()> {
+        let limit = self.0.limits.keys_max;
+        let keys = self.0.store.list_keys().await?;
+        let mut ended: Vec<_> = keys.iter().filter_map(|key| Some((key.ended_at(now)?, key.id))).collect();
+        let live = (keys.len() - ended.len()) as u64;
+        // Not longer than they are kept, and not more of them than may work.
+        ended.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let oldest = now.before(self.0.limits.ended_kept);
+        let kept = ended.iter().take(usize::try_from(limit).unwrap_or(usize::MAX));
+        let kept = kept.take_while(|(at, _)| *at >= oldest).count();
+        for (_, id) in ended.split_off(kept) {
+            self.0.store.forget_key(id).await?;
+        }
+        if live >= limit {
+            let detail = format!("there may be {limit} keys that work, and there are {live}: revoke some");
+            return Err(Error::limit("too_many_keys", "access.keys_max", detail, limit, live));
+        }
+        Ok(())
+    }
+
+    /// Every key, the newest first, those that ended lately too.
+    pub async fn list(&self) -> Result<Vec<ProducerKey>> {
+        let mut keys = self.0.store.list_keys().await?;
+        keys.sort_by_key(|key| std::cmp::Reverse((key.created_at, key.id)));
+        Ok(keys)
+    }
+
+    /// Takes a key back. Here it is refused from now on, elsewhere within `access.key_age_ms_max`.
+    pub async fn revoke(&self, id: KeyId) -> Result<ProducerKey> {
+        self.end(id, KeyEnd::Revoked(self.0.clock.now())).await
+    }
+
+    async fn end(&self, id: KeyId, end: KeyEnd) -> Result<ProducerKey> {
+        let ended = self.0.store.end_key(id, end).await?.ok_or_else(|| unknown_key(id))?;
+        // As of now, not as of before: whatever was asked while this was being written must not undo it.
+        self.keep(&ended, Instant::now());
+        Ok(ended)
+    }
+
+    /// Makes a successor that stands for the same producer and opens the same; the old one works for `overlap` more.
+    pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<(ProducerKey, IssuedKey)> {
+        let now = self.0.clock.now();
+        let old = self.0.store.find_key(id).await?.ok_or_else(|| unknown_key(id))?;
+        if !old.is_live(now) {
+            let detail = format!("the key {id} works no more, so it has nothing to hand over: create a new one");
+            return Err(Error::new(Kind::Conflict, "key_ended", detail));
+        }
+        self.make_room(now).await?;
+        let life = old.expires_at.map(|end| end.since(old.created_at));
+        let issued = self
+            .issue(ProducerKey {
+                id: KeyId::from_bytes(rand::random()),
+                created_at: now,
+                expires_at: life.map(|life| now.after(life)),
+                last_used: None,
+                ..old
+            })
+            .await?;
+        let old = self.end(id, KeyEnd::Expires(now.after(overlap))).await?;
+        Ok((old, issued))
+    }
+
+    /// Whether any key that works may administer: without one nobody gets in.
+    pub async fn has_admin(&self) -> Result<bool> {
+        let now = self.0.clock.now();
+        let keys = self.0.store.list_keys().await?;
+        Ok(keys.iter().any(|key| key.is_live(now) && key.scopes.has(Scope::Admin)))
+    }
+}
+
+impl Known {
+    fn fresh(&self, age_max: Duration) -> Option<ProducerKey> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        (state.1.elapsed() < age_max).then(|| state.0.clone())
+    }
+}
+
+/// Scopes by their names; a name that is none is an error, and so is one that stands twice.
+pub fn parse_scopes<'a>(names: impl Iterator<Item = &'a str>) -> Result<Scopes> {
+    let mut seen = HashSet::new();
+    let scopes: Result<Scopes> = names
+        .map(|name| {
+            let all = Scope::ALL.map(Scope::name).join(", ");
+            let scope = Scope::from_name(name);
+            let scope = scope.ok_or_else(|| Error::invalid("invalid_value", "scopes", format!("must be of {all}")))?;
+            if !seen.insert(scope) {
+                return Err(Error::invalid("invalid_value", "scopes", format!("must not name {name} twice")));
+            }
+            Ok(scope)
+        })
+        .collect();
+    scopes
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        let (limit, value) = (NAME_BYTES_MAX as u64, name.len() as u64);
+        let detail = format!("must have 1 to {limit} bytes, has {value}");
+        return Err(Error::limit("invalid_value", "name", detail, limit, value));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Error::invalid("invalid_value", "name", "must not contain control characters"));
+    }
+    Ok(())
+}
+
+fn unknown_key(id: KeyId) -> Error {
+    Error::not_found("key_not_found", format!("there is no key {id}"))
+}

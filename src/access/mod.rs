@@ -1,0 +1,120 @@
+//! Who may do what: producers by keys, viewers by tokens, and what each of them opens. Knows nothing of HTTP.
+
+pub mod audit;
+pub mod credential;
+pub mod jwks;
+pub mod keys;
+pub mod permit;
+pub mod tokens;
+
+pub use credential::{Credential, KeyText, looks_secret};
+pub use keys::{IssuedKey, KeyBook, NewKey, parse_scopes};
+pub use permit::{Caller, Need, decide};
+pub use tokens::{Minted, Tokens};
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use self::audit::Refusals;
+use crate::adapters::Store;
+use crate::clock::Clock;
+use crate::config::{self, AccessMode};
+use crate::error::{Error, Kind, Result};
+use crate::files::Watch;
+
+/// Access control, on or off. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Access(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    keys: KeyBook,
+    tokens: Tokens,
+    refusals: Refusals,
+    credential_bytes_max: usize,
+    config: config::Access,
+}
+
+impl Access {
+    /// What the configuration asks for.
+    pub fn open(config: &config::Access, store: &Store, clock: &Clock) -> Result<(Self, Option<Watch>)> {
+        if config.mode == AccessMode::Off {
+            return Ok((Self(None), None));
+        }
+        // Before the keys are read: a change in between is seen.
+        let watch = tokens::watched(config);
+        let inner = Inner {
+            keys: KeyBook::new(store, config, clock.clone()),
+            tokens: Tokens::open(config, clock.clone())?,
+            refusals: Refusals::new(config.refusals_logged_per_s_max),
+            credential_bytes_max: config.credential_bytes_max as usize,
+            config: config.clone(),
+        };
+        Ok((Self(Some(Arc::new(inner))), watch))
+    }
+
+    /// Whether anybody has to show anything.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn inner(&self) -> Result<&Inner> {
+        self.0.as_deref().ok_or_else(|| {
+            let detail = "access control is off (access.mode), so there are no keys and tokens to deal with";
+            Error::new(Kind::Conflict, "access_off", detail)
+        })
+    }
+
+    /// Producers' keys; an error while access control is off, so that nobody makes keys then that open doors later.
+    pub fn keys(&self) -> Result<&KeyBook> {
+        Ok(&self.inner()?.keys)
+    }
+
+    /// Viewers' tokens; an error while access control is off.
+    pub fn tokens(&self) -> Result<&Tokens> {
+        Ok(&self.inner()?.tokens)
+    }
+
+    /// Where refusals are told; `None` while access control is off.
+    pub fn refusals(&self) -> Option<&Refusals> {
+        self.0.as_deref().map(|inner| &inner.refusals)
+    }
+
+    /// Who shows `authorization`, the value of that header.
+    pub async fn identify(&self, authorization: Option<&str>) -> Result<Caller> {
+        let Some(inner) = self.0.as_deref() else { return Ok(Caller::Anyone) };
+        let Some(value) = authorization else {
+            let detail = "this takes a key or a viewer's token in Authorization";
+            return Err(Error::new(Kind::Unauthenticated, "credentials_missing", detail));
+        };
+        match Credential::parse(value, inner.credential_bytes_max)? {
+            Credential::Token(token) => inner.tokens.verify(token).map(Caller::Viewer),
+            Credential::Key(text) => {
+                // Boxed: polls by token, the most frequent requests there are, need not be as large as this.
+                let key = Box::pin(inner.keys.verify(&text)).await?;
+                Ok(Caller::Producer { key: key.id, producer: key.producer, scopes: key.scopes })
+            }
+        }
+    }
+
+    /// Reads the keys of viewers' tokens again when their file changes; runs until it is dropped.
+    pub async fn run(self, watch: Option<Watch>) {
+        match (&self.0, watch) {
+            (Some(inner), Some(watch)) => inner.tokens.reload(&inner.config, watch).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Says what is missing before anybody can get in.
+    pub async fn warn_of_gaps(&self) -> Result<()> {
+        let Some(inner) = self.0.as_deref() else { return Ok(()) };
+        if !inner.keys.has_admin().await? {
+            warn!("no key with the scope admin works: stop the service and run `fanfold keys create --local`");
+        }
+        if inner.tokens.key_count() == 0 {
+            warn!("no viewer can get in: neither access.jwks nor access.jwks_file names a key for tokens");
+        }
+        Ok(())
+    }
+}

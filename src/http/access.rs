@@ -1,0 +1,106 @@
+//! Who asks, and whether they may: decided before a request is routed, told as 401 and 403.
+
+use std::net::SocketAddr;
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
+use axum::response::IntoResponse;
+
+use super::App;
+use super::params;
+use super::problem::Problem;
+use super::routes::Route;
+use crate::access::{Caller, Need, decide};
+use crate::error::{Error, Kind, Result};
+
+/// Lets a request in, or answers it. `None` where nobody was asked who they are.
+pub(super) async fn admit<B>(
+    app: &App,
+    route: Route,
+    request: &Request<B>,
+    peer: SocketAddr,
+    request_id: &str,
+) -> Result<Option<Caller>, Response<Body>> {
+    if !app.access.is_on() || route == Route::Unknown {
+        return Ok(None);
+    }
+    let need = match route.need(request.method()) {
+        Some(Need::Open) => return Ok(None),
+        Some(need) => need,
+        // Here and not in the router, so that it serves nothing that has no row in the table of needs.
+        None => return Err(not_served(route)),
+    };
+    let mut known = None;
+    match enter(app, need, request.headers(), request.uri().path(), &mut known).await {
+        Ok(caller) => Ok(Some(caller)),
+        Err(error) => {
+            if let Some(refusals) = app.access.refusals().filter(|_| is_refusal(&error)) {
+                refusals.tell(&error, known.as_ref(), route.template(), peer, request_id);
+            }
+            Err(Problem(error).into_response())
+        }
+    }
+}
+
+/// `known` becomes whoever it turned out to be, also if they may not.
+async fn enter(app: &App, need: Need, headers: &HeaderMap, path: &str, known: &mut Option<Caller>) -> Result<Caller> {
+    let caller = app.access.identify(authorization(headers)?).await?;
+    *known = Some(caller.clone());
+    let viewer = if need == Need::Inbox { Some(params::viewer_of(path)?) } else { None };
+    decide(&caller, need, viewer.as_ref())?;
+    Ok(caller)
+}
+
+/// The one `Authorization` there may be. Of two, somebody in between might have looked at the other.
+fn authorization(headers: &HeaderMap) -> Result<Option<&str>> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    match value.to_str() {
+        Ok(text) if values.next().is_none() => Ok(Some(text)),
+        _ => {
+            let detail = "must stand once, in visible ASCII";
+            Err(Error::new(Kind::Unauthenticated, "credentials_malformed", detail).with_field("Authorization"))
+        }
+    }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unauthenticated | Kind::Forbidden) || error.code() == "credentials_too_large"
+}
+
+fn not_served(route: Route) -> Response<Body> {
+    let detail = "the path does not take this method; see Allow";
+    let mut response = Problem(Error::new(Kind::Invalid, "method_not_allowed", detail)).into_response();
+    let methods = route.operations().iter().flat_map(|(method, _)| match *method {
+        "GET" => vec!["GET", "HEAD"],
+        other => vec![other],
+    });
+    let methods = methods.collect::<Vec<_>>().join(",");
+    if let Ok(allow) = HeaderValue::try_from(methods) {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+/// What `WWW-Authenticate` says beside an error (RFC 6750, 3), if it is about access.
+pub(super) fn challenge(error: &Error) -> Option<HeaderValue> {
+    let value = match (error.kind(), error.code()) {
+        (Kind::Unauthenticated, "credentials_missing") => "Bearer realm=\"fanfold\"",
+        (Kind::Unauthenticated, "credentials_malformed") => "Bearer realm=\"fanfold\", error=\"invalid_request\"",
+        (Kind::Unauthenticated, _) => "Bearer realm=\"fanfold\", error=\"invalid_token\"",
+        (Kind::Forbidden, _) => "Bearer realm=\"fanfold\", error=\"insufficient_scope\"",
+        _ => return None,
+    };
+    Some(HeaderValue::from_static(value))
+}
+
+/// Who was let in with this request.
+pub(super) fn caller(app: &App, head: &Parts) -> Result<Caller> {
+    match head.extensions.get::<Caller>() {
+        Some(caller) => Ok(caller.clone()),
+        None if !app.access.is_on() => Ok(Caller::Anyone),
+        // Nothing may be done in nobody's name.
+        None => Err(Error::internal("a request has come to its handler without a caller")),
+    }
+}

@@ -1,0 +1,121 @@
+//! What goes wrong one day: huge tokens, exposed files, settings that cannot be meant.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use fanfold::access::KeyText;
+use fanfold::access::credential::KeySecret;
+use fanfold::domain::KeyId;
+use jsonwebtoken::Algorithm;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::Guarded;
+use crate::ring::SigningKey;
+
+/// Runs the binary with nothing of this process's environment that concerns it.
+fn fanfold(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
+    command.args(arguments).current_dir(dir).stdin(Stdio::null());
+    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE"] {
+        command.env_remove(name);
+    }
+    command.envs(env.iter().copied()).output().expect("the binary runs")
+}
+
+fn refused(output: &Output, words: &[&str]) {
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{told}");
+    for word in words {
+        assert!(told.contains(word), "{word:?} is not in {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_a_hundred_thousand_bytes_is_refused_unread() {
+    let guarded = Guarded::start().await;
+    let mut stream = tokio::net::TcpStream::connect(guarded.service.running.addr).await.expect("connected");
+    let token = "e".repeat(100_000);
+    let request = format!("GET /v1/viewers/ben/revision HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+    // The service may answer and hang up before all of it is sent.
+    let _ = stream.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    let token = format!("Bearer {}", guarded.ring.token("ben"));
+    let reply = guarded.service.ask("GET", "/v1/viewers/ben/revision").header("authorization", &token).send().await;
+    assert_eq!(reply.status, 200, "others are served");
+}
+
+#[test]
+fn files_with_secrets_that_others_can_read_are_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let expose = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("set");
+        path.display().to_string()
+    };
+    let shared = json!({"keys": [SigningKey::generate("a", Algorithm::HS256).jwk()]}).to_string();
+    let config = expose("fanfold.toml", &format!("[access]\nmode = \"on\"\njwks = '{shared}'\n"));
+    refused(
+        &fanfold(dir.path(), &["config", "check", "--config", &config], &[]),
+        &["access.jwks", "chmod 600", &config],
+    );
+
+    let file = expose("jwks.json", &shared);
+    let env = [("FANFOLD_ACCESS__MODE", "on"), ("FANFOLD_ACCESS__JWKS_FILE", file.as_str()), ("FANFOLD_DATA", "d")];
+    refused(&fanfold(dir.path(), &["serve", "--listen", "127.0.0.1:0"], &env), &["access.jwks_file", "chmod 600"]);
+
+    let key = expose("my.key", "ffk_0");
+    refused(&fanfold(dir.path(), &["keys", "list", "--key-file", &key], &[]), &["--key-file", "chmod 600"]);
+}
+
+#[test]
+fn keys_that_cannot_be_meant_keep_the_service_from_starting() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let key = SigningKey::generate("a", Algorithm::ES256).jwk();
+    let twice = json!({"keys": [key, key]}).to_string();
+    let serve = |env: &[(&str, &str)]| {
+        let env: Vec<_> = env.iter().copied().chain([("FANFOLD_DATA", "d"), ("FANFOLD_ACCESS__MODE", "on")]).collect();
+        fanfold(dir.path(), &["serve", "--listen", "127.0.0.1:0"], &env)
+    };
+    refused(&serve(&[("FANFOLD_ACCESS__JWKS", &twice)]), &["access.jwks", "keys[1]", "\"kid\" \"a\""]);
+    refused(&serve(&[("FANFOLD_ACCESS__JWKS", "{")]), &["access.jwks", "no JWK set"]);
+    refused(&serve(&[("FANFOLD_ACCESS__JWKS_FILE", "nowhere.json")]), &["access.jwks_file", "nowhere.json"]);
+    let both = [("FANFOLD_ACCESS__JWKS_FILE", "x"), ("FANFOLD_ACCESS__JWKS", "y")];
+    refused(&serve(&both), &["access.jwks_file", "together"]);
+    refused(&serve(&[("FANFOLD_TLS__CERTIFICATE_FILE", "c.pem")]), &["tls.key_file", "together"]);
+    refused(&serve(&[("FANFOLD_CORS__ORIGINS", "app.example.org")]), &["cors.origins", "app.example.org"]);
+}
+
+#[test]
+fn beyond_loopback_it_starts_with_access_control_and_not_without() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let check = |env: &[(&str, &str)]| {
+        let env: Vec<_> = env.iter().copied().chain([("FANFOLD_LISTEN", "0.0.0.0:8470")]).collect();
+        fanfold(dir.path(), &["config", "check"], &env)
+    };
+    refused(&check(&[]), &["http.listen", "access.mode", "fanfold init"]);
+    let output = check(&[("FANFOLD_ACCESS__MODE", "on")]);
+    assert!(output.status.success(), "no flag that says insecure is needed: {output:?}");
+}
+
+#[test]
+fn a_secret_on_the_command_line_is_refused_and_not_repeated() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let key = KeyText { id: KeyId::from_bytes([7; 8]), secret: KeySecret::random() }.reveal();
+    let token = SigningKey::generate("a", Algorithm::HS256).token("ben");
+    let assigned = format!("--key={key}");
+    for arguments in
+        [vec!["inbox", "ben", "--key", &key], vec!["keys", "list", &assigned], vec!["watch", "ben", &token]]
+    {
+        let output = fanfold(dir.path(), &arguments, &[]);
+        refused(&output, &["FANFOLD_KEY", "--key-file", "rotate"]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!told.contains(&key) && !told.contains(&token), "{told}");
+    }
+}
