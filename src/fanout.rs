@@ -147,7 +147,12 @@ impl Fanout {
     async fn is_done(&self, task: &Task, post: &Post) -> Result<bool> {
         let no = task.chunk.no;
         let states = self.store.chunk_states(post.id, no..no + 1).await?;
-        let fence = self.revisions.fence().await?;
+        let fence = match self.revisions.fence().await {
+            Ok(fence) => fence,
+            // Rows go on being written while the revisions are away.
+            Err(error) if error.kind() == Kind::Unavailable => return Ok(false),
+            Err(error) => return Err(error),
+        };
         Ok(states.first().is_some_and(|state| state.is_done(post.version, fence.seq)))
     }
 
@@ -192,6 +197,6 @@ impl Fanout {
 
 /// What log lines of a task carry; as a child of the request that published it, where the task brought its trace.
 fn span(task: &Task) -> Span {
-    let trace = task.trace.map(|trace| trace.to_string()).unwrap_or_default();
-    info_span!("fanout", post = %task.post_id, chunk = task.chunk.no, attempt = task.attempt, trace)
+    let trace_id = task.trace.map(tracing::field::display);
+    info_span!("fanout", post = %task.post_id, chunk = task.chunk.no, attempt = task.attempt, trace_id)
 }

@@ -18,6 +18,9 @@ const PASS_MAX: u32 = 500;
 /// Between passes: whoever set the mark has most likely cleared it by then, and each look costs reads.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// How long one is remembered that no pass has met again.
+const FORGET_AFTER: Duration = Duration::from_secs(300);
+
 /// Clears an intent after its bump, if the bump counts: its fence must be the newest of the registry, read after the
 /// bump. A bump of a deposed master is lost with it.
 pub async fn clear(store: &Store, viewer: &ViewerId, intent: u64, bump: &MarkBump) -> Result<bool> {
@@ -37,8 +40,8 @@ pub struct Intents {
     revisions: Revisions,
     shard: u32,
     last: Option<Instant>,
-    /// Those that the last pass met, each with when it was first met.
-    met: HashMap<u64, Instant>,
+    /// Those that were met lately: when first, when last.
+    met: HashMap<u64, (Instant, Instant)>,
 }
 
 impl Intents {
@@ -54,12 +57,16 @@ impl Intents {
         }
         self.last = Some(Instant::now());
         let found = self.store.intents(self.shard, PASS_MAX).await?;
-        let before = std::mem::take(&mut self.met);
         let now = Instant::now();
-        self.met = found.iter().map(|intent| (intent.id, before.get(&intent.id).copied().unwrap_or(now))).collect();
+        // Not every pass looks everywhere: what it has not met may still be there.
+        self.met.retain(|_, (_, last)| last.elapsed() < FORGET_AFTER);
         let mut driven = 0;
-        for intent in found.iter().filter(|intent| before.contains_key(&intent.id)) {
-            driven += usize::from(self.drive(intent).await?);
+        for intent in &found {
+            let (first, last) = self.met.entry(intent.id).or_insert((now, now));
+            *last = now;
+            if *first < now {
+                driven += usize::from(self.drive(intent).await?);
+            }
         }
         Ok(driven)
     }

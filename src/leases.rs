@@ -61,6 +61,11 @@ impl Leases {
     }
 
     async fn round(&mut self) -> Result<()> {
+        let ended: Vec<u32> = self.held.iter().filter(|(_, held)| held.relay.is_finished()).map(|(n, _)| *n).collect();
+        for shard in ended {
+            // Its panic is logged; the shard must not stand still for it.
+            self.end(shard).await;
+        }
         for shard in self.held.keys().copied().collect::<Vec<_>>() {
             if !self.take(shard).await? {
                 warn!(shard, "another relay has this shard now");

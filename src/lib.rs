@@ -16,6 +16,7 @@ pub mod error;
 pub mod fanout;
 pub mod faults;
 pub mod files;
+pub mod flights;
 pub mod http;
 pub mod intents;
 pub mod leases;

@@ -24,16 +24,18 @@ const PAGE: u32 = 500;
 pub struct ParkedTasks {
     store: Store,
     queue: Queue,
+    /// Messages that the last look has left.
+    left: u64,
 }
 
 impl ParkedTasks {
     /// Between this queue and this store.
     pub fn new(store: Store, queue: Queue) -> Self {
-        Self { store, queue }
+        Self { store, queue, left: 0 }
     }
 
     /// Looks until told to stop.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             if let Err(error) = self.look().await {
                 warn!(%error, "what the queue has set aside cannot be looked at");
@@ -41,18 +43,25 @@ impl ParkedTasks {
         }
     }
 
-    /// Parks the chunks of readable messages and removes those; others stay for a release that can read them.
-    pub async fn look(&self) -> Result<usize> {
+    /// Parks the chunks of messages that no worker survives, and removes those. What merely could not be read by a worker
+    /// of an older release goes too, for the relay drives it; what this release cannot read stays for one that can.
+    pub async fn look(&mut self) -> Result<usize> {
+        // Each look counts as a delivery: what was left is not taken in hand again and again.
+        if self.queue.parked().await?.is_none_or(|parked| parked <= self.left) {
+            return Ok(0);
+        }
         let Some(set_aside) = self.queue.set_aside(LOOK_MAX).await? else { return Ok(0) };
         let mut taken = Vec::with_capacity(set_aside.messages.len());
         for message in &set_aside.messages {
             let parked = match &message.task {
-                Some(task) => self.park(task, &message.reason).await?,
+                Some(task) if message.unsurvived => self.park(task, &message.reason).await?,
+                Some(_) => true,
                 None => false,
             };
             taken.push(parked);
         }
         set_aside.remove(&taken).await?;
+        self.left = taken.iter().filter(|taken| !**taken).count() as u64;
         Ok(taken.iter().filter(|taken| **taken).count())
     }
 

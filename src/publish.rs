@@ -268,6 +268,12 @@ impl Publisher {
         }
         counter!("fanfold_posts_total", "op" => op).increment(1);
         debug!(post = %post.id, version = post.version, op, "changed");
+        // What was set aside gets another chance with each version.
+        for parked in self.store.parked(post.id).await.unwrap_or_default() {
+            if let Err(error) = self.store.park_chunk(post.id, parked.no, None).await {
+                warn!(%error, post = %post.id, chunk = parked.no, "a parked chunk cannot be taken up again");
+            }
+        }
         let mut chunks = Vec::new();
         for no in 0..post.chunk_count() {
             match self.store.chunk(post.id, no).await {

@@ -12,6 +12,7 @@ use crate::domain::revision::{NoDelta, RING_MAX};
 use crate::domain::{Counts, Cursor, Marks, Post, PostId, PostState, Revision, Row, Time, Token, View, ViewerId};
 use crate::error::{Error, Kind, Result};
 use crate::faults::{self, Planted};
+use crate::flights::Flights;
 use crate::ports::{Revisions as _, Store as _};
 use crate::withdrawals::Withdrawals;
 
@@ -38,6 +39,11 @@ pub struct Item {
     /// The viewer's marks on it.
     pub marks: Marks,
 }
+
+/// Pages read at the same time while there are no revisions.
+const HERD_READS: usize = 64;
+/// How long such a page waits for its turn.
+const HERD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a poll found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +92,8 @@ pub struct Reader {
     clock: Clock,
     limits: ReadLimits,
     bodies: Bodies,
+    /// Pages that are read while there are no revisions.
+    herd: Arc<Flights<ViewerId, (View, Rows)>>,
 }
 
 impl Reader {
@@ -100,7 +108,8 @@ impl Reader {
         body_cache_bytes_max: u64,
     ) -> Self {
         let bodies = Bodies::new(body_cache_bytes_max);
-        Self { pages, deltas, revisions, withdrawals, clock, limits, bodies }
+        let herd = Arc::new(Flights::new(HERD_READS, HERD_PATIENCE));
+        Self { pages, deltas, revisions, withdrawals, clock, limits, bodies, herd }
     }
 
     /// Compares a token with the viewer's revision. Never reads the store.
@@ -151,6 +160,8 @@ impl Reader {
         let opened = if archived { None } else { self.open(viewer).await? };
         let (view, window) = match early {
             Some(read) => read,
+            // Without revisions every poll becomes a page: the herd shares reads, and waits in a queue that ends.
+            None if opened.is_none() && !archived => self.read_shared(viewer).await?,
             None => self.read_window(&self.pages, viewer).await?,
         };
         let page = self.cut(&view, window, None, archived, limit).await?;
@@ -257,6 +268,11 @@ impl Reader {
         Ok((view, Rows { served, beyond, truncated }))
     }
 
+    async fn read_shared(&self, viewer: &ViewerId) -> Result<(View, Rows)> {
+        let read = self.herd.join(viewer, || self.read_window(&self.pages, viewer)).await?;
+        Ok((*read).clone())
+    }
+
     async fn open(&self, viewer: &ViewerId) -> Result<Option<Revision>> {
         match self.revisions.open(viewer).await {
             Ok(revision) => Ok(Some(revision)),
@@ -298,6 +314,7 @@ impl Reader {
 }
 
 /// A viewer's newest rows: those that are served, and some just beyond.
+#[derive(Clone, Debug)]
 struct Rows {
     served: Vec<Row>,
     beyond: Vec<Row>,

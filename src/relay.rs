@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
-use crate::domain::{ChunkState, Fence, Lane, Post, PostId, Task, Withdrawal};
+use crate::domain::{ChunkState, Fence, Lane, Post, PostId, Task, Time, Withdrawal};
 use crate::error::Result;
 use crate::faults::{self, Planted};
 use crate::intents::Intents;
@@ -27,6 +27,8 @@ const PAGE: u32 = 256;
 const BUSY_TICK: Duration = Duration::from_millis(50);
 /// Posts whose attempts are remembered; the others wait for their turn.
 const DRIVES_MAX: usize = 1_000_000;
+/// The longest pause between tries of chunks that have their rows and wait for the revisions.
+const BUMPLESS_PAUSE: Duration = Duration::from_secs(15);
 /// A lane with more tasks than these has work for a while: what waits in it is not driven again.
 const DEEP_LANE: u64 = 1_000;
 /// But no longer than this: the tasks in the lane may be other ones.
@@ -73,6 +75,10 @@ pub struct Relay {
     /// Where the next pass goes on; `None` to begin a new round.
     cursor: Option<Pending>,
     drives: HashMap<(PostId, u32), Drive>,
+    /// The fence of the last look: what was tried under another is tried afresh.
+    fence: u32,
+    /// The oldest entry of this round whose post waits for its fan-out.
+    oldest: Option<Time>,
     seen: HashSet<PostId>,
     /// Withdrawals from before this round. Those whose post the round does not meet are complete.
     candidates: Vec<Withdrawal>,
@@ -135,6 +141,8 @@ impl Relay {
             first_round: !limits.queue_survives,
             cursor: None,
             drives: HashMap::new(),
+            fence: 0,
+            oldest: None,
             seen: HashSet::new(),
             candidates,
         }
@@ -161,9 +169,9 @@ impl Relay {
                     self.limits.tick
                 }
             };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                // Whoever has the shard next tells its lag.
+                return self.tell_lag(None);
             }
         }
     }
@@ -174,11 +182,6 @@ impl Relay {
         self.rooms = [None; 2];
         while pass.looked < self.limits.scan_max as usize && !pass.round_done {
             let page = self.store.pending(self.shard, self.cursor, PAGE.min(self.limits.scan_max)).await?;
-            if self.cursor.is_none() {
-                let oldest = page.entries.first().map(|entry| self.clock.now().since(entry.since));
-                gauge!("fanfold_fanout_lag_seconds", "shard" => self.shard.to_string())
-                    .set(oldest.unwrap_or_default().as_secs_f64());
-            }
             pass.looked += page.entries.len();
             let looked = self.look(&page.entries, &mut pass).await;
             // Also after a failure: what comes behind a page that cannot be read must not wait for it for ever.
@@ -206,6 +209,7 @@ impl Relay {
         }
         // After the states: a chunk done under a fence that has since been replaced is not done.
         let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
+        self.begin_fence(fence);
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
             match self.judge(&entry, post.as_ref(), &states, fence) {
@@ -251,6 +255,7 @@ impl Relay {
         if done || overdue {
             return Verdict::Settle(Settled::Done(*entry));
         }
+        self.oldest = Some(self.oldest.map_or(entry.since, |oldest| oldest.min(entry.since)));
         let key = (entry.post_id, entry.version);
         if !self.drives.contains_key(&key) && self.drives.len() >= DRIVES_MAX {
             return Verdict::Leave;
@@ -306,9 +311,33 @@ impl Relay {
         let cut_short = taken < wanted || numbers.len() > room;
         pass.lane_full |= cut_short;
         let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(self.limits.redrive_after_max);
-        let (attempts, wait) = if cut_short { (attempts, self.limits.redrive_after) } else { (attempts + 1, wait) };
+        // Rows without bumps: the revisions are away, which is nobody's failure either.
+        let bumpless = numbers.iter().all(|no| states.get(*no as usize).is_some_and(|s| s.has_rows(entry.version)));
+        let (attempts, wait) = match (cut_short, bumpless) {
+            (true, _) => (attempts, self.limits.redrive_after),
+            (false, true) => (attempts, wait.min(BUMPLESS_PAUSE)),
+            (false, false) => (attempts + 1, wait),
+        };
         self.drives.insert(key, Drive { attempts, due: Instant::now() + wait, met });
         Ok(())
+    }
+
+    /// Under a new fence everything is due soon, however often it was tried under the one before.
+    fn begin_fence(&mut self, fence: Fence) {
+        if self.fence == fence.seq {
+            return;
+        }
+        self.fence = fence.seq;
+        let soon = Instant::now() + self.limits.redrive_after;
+        for drive in self.drives.values_mut() {
+            drive.attempts = 0;
+            drive.due = drive.due.min(soon);
+        }
+    }
+
+    fn tell_lag(&self, oldest: Option<Time>) {
+        let lag = oldest.map_or(Duration::ZERO, |oldest| self.clock.now().since(oldest));
+        gauge!("fanfold_fanout_lag_seconds", "shard" => self.shard.to_string()).set(lag.as_secs_f64());
     }
 
     /// How many tasks a lane still takes: asked once a pass, then counted.
@@ -323,6 +352,10 @@ impl Relay {
 
     fn finish_round(&mut self) {
         self.first_round = false;
+        let oldest = self.oldest.take();
+        self.tell_lag(oldest);
+        // What is not there any more was settled, here or by another relay.
+        self.drives.retain(|(post, _), _| self.seen.contains(post));
         let Some(withdrawals) = &self.withdrawals else {
             self.seen.clear();
             return;

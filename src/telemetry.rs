@@ -91,8 +91,16 @@ fn describe() {
     describe_gauge!(
         "fanfold_fanout_lag_seconds",
         Unit::Seconds,
-        "Age of the oldest post whose fan-out is not complete, as the relay last saw it"
+        "Age of the oldest post whose fan-out is not complete, as the relay of each shard last saw it"
     );
+    describe_gauge!("fanfold_queue_parked_messages", Unit::Count, "Messages that the broker has set aside");
+    describe_gauge!("fanfold_store_up", Unit::Count, "1 while the store can be used, else 0");
+    describe_gauge!(
+        "fanfold_revisions_up",
+        Unit::Count,
+        "1 while there is a confirmed fence, else 0: polls answer 503"
+    );
+    describe_counter!("fanfold_relay_intents_total", Unit::Count, "Lost bumps of marks that the relay has made up for");
     describe_gauge!("fanfold_queue_tasks", Unit::Count, "Fan-out tasks waiting, by lane");
     describe_counter!("fanfold_revision_polls_total", Unit::Count, "Polls answered, by result");
     describe_counter!(

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::adapters::Store;
 use crate::domain::{PostId, Withdrawal, Withdrawn};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ports::Store as _;
 
 /// Between looks at what other nodes have withdrawn.
@@ -35,6 +35,8 @@ struct Others {
     store: Store,
     /// When the last look began that succeeded.
     seen: Mutex<Instant>,
+    /// When the last look failed, and why.
+    failed: Mutex<Option<(Instant, String)>>,
     looking: tokio::sync::Mutex<()>,
 }
 
@@ -47,7 +49,8 @@ impl Withdrawals {
     /// The same where other nodes withdraw too: keep [`Withdrawals::follow`] running.
     pub async fn shared(store: &Store) -> Result<Self> {
         let (store, seen) = (store.clone(), Mutex::new(Instant::now()));
-        let others = Others { store: store.clone(), seen, looking: tokio::sync::Mutex::default() };
+        let (failed, looking) = (Mutex::default(), tokio::sync::Mutex::default());
+        let others = Others { store: store.clone(), seen, failed, looking };
         Self::read(&store, Some(others)).await
     }
 
@@ -73,7 +76,10 @@ impl Withdrawals {
     /// rows: what is settled later then stays hidden, and what was settled before has its rows written.
     pub async fn current(&self) -> Result<Withdrawn> {
         if let Some(others) = self.0.others.as_ref().filter(|others| others.seen().elapsed() > AGE_MAX) {
+            let asked = Instant::now();
             let _one_at_a_time = others.looking.lock().await;
+            // Who waited while another's look failed has its answer: one after the other would take ever longer.
+            others.failed_since(asked)?;
             if others.seen().elapsed() > AGE_MAX {
                 self.look(others).await?;
             }
@@ -107,7 +113,13 @@ impl Withdrawals {
     /// meanwhile stays.
     async fn look(&self, others: &Others) -> Result<()> {
         let (begun, before) = (Instant::now(), self.snapshot());
-        let there = others.store.withdrawals().await?;
+        let there = match others.store.withdrawals().await {
+            Ok(there) => there,
+            Err(error) => {
+                *lock(&others.failed) = Some((Instant::now(), error.to_string()));
+                return Err(error);
+            }
+        };
         let mut gone: Vec<Withdrawal> = before.iter().collect();
         gone.retain(|known| !there.iter().any(|w| (w.post_id, w.version) == (known.post_id, known.version)));
         for withdrawal in there {
@@ -123,7 +135,21 @@ impl Withdrawals {
 
 impl Others {
     fn seen(&self) -> MutexGuard<'_, Instant> {
-        // A plain instant: no panic leaves it half changed.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seen)
     }
+
+    fn failed_since(&self, asked: Instant) -> Result<()> {
+        match &*lock(&self.failed) {
+            Some((at, reason)) if *at > asked => {
+                let detail = "what other nodes have withdrawn cannot be read now";
+                Err(Error::unavailable("store_unavailable", detail).with_source(reason.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Values that are replaced as a whole: no panic leaves one half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

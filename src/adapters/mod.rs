@@ -8,6 +8,7 @@ pub mod scylla;
 mod dispatch;
 pub mod finding;
 mod reads;
+mod tls;
 
 pub use dispatch::{Queue, Revisions, Store};
 pub use reads::Reads;

@@ -90,7 +90,7 @@ pub struct WorkerReport {
     pub in_hand: u32,
     /// Which, the oldest first: `post/chunk` (a relay: shards), cut to a few.
     pub tasks: Vec<String>,
-    /// Rows written since its start (a relay: tasks driven).
+    /// Rows of the tasks it has finished since its start (a relay: none).
     pub rows: u64,
     /// Rows a second, over the last seconds.
     pub rows_per_s: u32,

@@ -153,6 +153,13 @@ pub const STARTUP_CODES: &[Code] = &[
     code("schema_newer", 0, "Schema too new", "A newer release has migrated the keyspace."),
     code("schema_older", 0, "Schema too old", "The keyspace must be migrated first."),
     code("schema_unusable", 0, "Schema unusable", "The schema is not what this release expects."),
+    code(
+        "tls_not_built",
+        0,
+        "No TLS in this build",
+        "Build with the feature tls to encrypt connections to the backends.",
+    ),
+    code("tls_unusable", 0, "TLS unusable", "The file of authorities cannot be used."),
     code("unknown_config_key", 0, "Unknown configuration key", "The detail names the nearest known one."),
 ];
 

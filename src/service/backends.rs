@@ -6,8 +6,8 @@ use tracing::{info, warn};
 
 use super::options;
 use crate::adapters::embedded::{EmbeddedQueue, EmbeddedRevisions, EmbeddedStore, Folder};
-use crate::adapters::rabbitmq::RabbitQueue;
-use crate::adapters::redis::RedisRevisions;
+use crate::adapters::rabbitmq::{self, RabbitQueue};
+use crate::adapters::redis::{self, RedisRevisions};
 use crate::adapters::scylla::ScyllaStore;
 use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
@@ -53,11 +53,14 @@ impl Backends {
     /// The store must be there. RabbitMQ and Redis only make it fast: without them the process starts all the same, and
     /// goes on trying.
     async fn cluster(config: &Config, clock: &Clock) -> Result<Self> {
+        let (rabbit_options, redis_options) = (options::rabbitmq(config), options::redis(config, clock));
+        rabbitmq::check(&rabbit_options)?;
+        redis::check(&redis_options)?;
         let patience = Duration::from_secs(u64::from(config.service.wait_for_s));
         let deadline = Instant::now() + patience;
         let store = Store::Scylla(connect(config, clock, deadline).await?);
-        let queue = RabbitQueue::start(options::rabbitmq(config));
-        let revisions = RedisRevisions::start(options::redis(config, clock), store.clone());
+        let queue = RabbitQueue::start(rabbit_options);
+        let revisions = RedisRevisions::start(redis_options, store.clone());
         let left = deadline.saturating_duration_since(Instant::now()).max(BRIEFLY);
         let (queue_ready, revisions_ready) = futures::future::join(queue.ready(left), revisions.ready(left)).await;
         if let Err(error) = queue_ready {

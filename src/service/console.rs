@@ -19,7 +19,7 @@ use crate::tuning::{FANOUT, RELAY};
 /// How long to wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pending entries looked at for the lag.
-const LAG_PAGE: u32 = 1;
+const LAG_PAGE: u32 = 50;
 /// Tries to change the tuning while others change it.
 const ATTEMPTS: u32 = 5;
 /// Messages looked at.
@@ -127,8 +127,13 @@ impl Console {
         }
         let mut oldest = None;
         for shard in 0..self.store.shards() {
-            let page = self.store.pending(shard, None, LAG_PAGE).await?;
-            oldest = page.entries.first().map(|entry| entry.since).into_iter().chain(oldest).min();
+            for entry in self.store.pending(shard, None, LAG_PAGE).await?.entries {
+                // What was never committed waits for nobody.
+                if self.store.post(entry.post_id).await?.is_some_and(|post| post.version >= entry.version) {
+                    oldest = oldest.into_iter().chain([entry.since]).min();
+                    break;
+                }
+            }
         }
         let (at, mut workers) = (self.clock.now(), self.store.reports().await?);
         workers.sort_by(|a, b| (&a.role, &a.name).cmp(&(&b.role, &b.name)));

@@ -1,13 +1,18 @@
 //! A service on a port of its own with data of its own, and a client that shows raw answers.
+//!
+//! With `FANFOLD_TEST_MODE=cluster` it is an API node, a fan-out worker and a relay on the servers that `FANFOLD_TEST_*`
+//! names, in a keyspace and under prefixes of their own: the same tests, the other mode.
 
 #![allow(dead_code, reason = "every test binary uses a part")]
 
 use std::path::PathBuf;
 
 use fanfold::clock::Clock;
+use fanfold::config::Mode;
 use fanfold::config::{self, Config, Overrides};
 use fanfold::ports::Path;
-use fanfold::service::Running;
+use fanfold::service::worker::{Role, Worker};
+use fanfold::service::{Running, console};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,6 +21,7 @@ use tempfile::TempDir;
 pub struct Service {
     /// What runs.
     pub running: Running,
+    workers: Vec<Worker>,
     /// Where it keeps its data; gone when dropped.
     pub data: TempDir,
     client: reqwest::Client,
@@ -24,6 +30,30 @@ pub struct Service {
 /// A request on its way.
 #[must_use]
 pub struct Ask(reqwest::RequestBuilder);
+
+/// Whether the tests run on real servers.
+pub fn is_cluster() -> bool {
+    std::env::var("FANFOLD_TEST_MODE").is_ok_and(|mode| mode == "cluster")
+}
+
+/// Makes the configuration that of a cluster nobody else uses; the same folder finds the same cluster again.
+async fn join_cluster(config: &mut Config, folder: &std::path::Path) {
+    let server = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: dev/stack up"));
+    let tail: String =
+        folder.file_name().expect("a name").to_string_lossy().chars().filter(char::is_ascii_alphanumeric).collect();
+    let name = format!("fanfold_{}_{}", std::process::id(), tail.to_lowercase());
+    config.service.mode = Mode::Cluster;
+    config.service.wait_for_s = 30;
+    config.scylla.contact_points = server("FANFOLD_TEST_CQL").split(',').map(str::to_owned).collect();
+    config.scylla.keyspace.clone_from(&name);
+    config.scylla.replication_factor = 1;
+    config.rabbitmq.url = server("FANFOLD_TEST_AMQP").as_str().into();
+    config.rabbitmq.prefix.clone_from(&name);
+    config.redis.urls = vec![server("FANFOLD_TEST_REDIS").as_str().into()];
+    config.redis.key_prefix = name;
+    config.worker.listen = ([127, 0, 0, 1], 0).into();
+    console::migrate(config).await.expect("migrated");
+}
 
 /// An answer, read to its end.
 #[derive(Debug)]
@@ -53,15 +83,25 @@ impl Service {
             ..Overrides::default()
         };
         let mut config = config::load(&overrides, []).expect("the defaults");
+        if is_cluster() {
+            join_cluster(&mut config, data.path()).await;
+        }
         change(&mut config);
-        let running = Running::start(&config, clock).await.expect("starts");
+        let running = Running::start(&config, clock.clone()).await.expect("starts");
+        let mut workers = Vec::new();
+        for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| is_cluster()) {
+            workers.push(Worker::start(role, &config, clock.clone()).await.expect("starts"));
+        }
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        Self { running, data, client }
+        Self { running, workers, data, client }
     }
 
     /// Stops it, and gives back its data.
     pub async fn stop(self) -> TempDir {
         self.running.shutdown().await.expect("an end in order");
+        for worker in self.workers {
+            worker.shutdown().await;
+        }
         self.data
     }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::inspect::inspect;
 pub use self::parked::{SetAside, SetAsideMessage};
+pub use self::topology::check;
 
 use self::consumer::Consumer;
 use self::publisher::Publisher;

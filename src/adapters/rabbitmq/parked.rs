@@ -17,6 +17,8 @@ pub struct SetAsideMessage {
     pub task: Option<Task>,
     /// Why it was set aside.
     pub reason: String,
+    /// Workers took it again and again and never finished it. Otherwise one could not read it, which another may.
+    pub unsurvived: bool,
     tag: u64,
 }
 
@@ -67,7 +69,8 @@ fn read(message: BasicGetMessage) -> SetAsideMessage {
         Ok(task) => (Some(task), format!("set aside by the broker: {died}")),
         Err(error) => (None, error.to_string()),
     };
-    SetAsideMessage { task, reason, tag: message.delivery_tag }
+    let unsurvived = died == "delivery_limit";
+    SetAsideMessage { task, reason, unsurvived, tag: message.delivery_tag }
 }
 
 /// Why the broker moved a message, in its own word: `delivery_limit` or `rejected`.

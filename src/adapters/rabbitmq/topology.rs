@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 
 use super::RabbitOptions;
+use crate::adapters::tls;
 use crate::domain::Lane;
 use crate::error::{Error, Result};
 
@@ -26,18 +28,36 @@ pub fn parked_name(options: &RabbitOptions) -> ShortString {
     format!("{}.parked", options.prefix).into()
 }
 
-/// A new connection, named for the broker's list.
-pub async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection> {
-    let mut uri: AMQPUri = options.url.parse().map_err(|reason: String| {
+/// An error if the URL cannot be used, before anything is asked of it.
+pub fn check(options: &RabbitOptions) -> Result<()> {
+    parse(options).map(|_| ())
+}
+
+fn parse(options: &RabbitOptions) -> Result<AMQPUri> {
+    options.url.parse().map_err(|reason: String| {
         // The URL may hold a password: it stays out of the error.
         Error::invalid("invalid_amqp_url", "rabbitmq.url", "must look like amqp://user:password@host:port/vhost")
             .with_source(reason)
-    })?;
+    })
+}
+
+/// A new connection, named for the broker's list.
+pub async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection> {
+    let mut uri = parse(options)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
     let name = format!("{} {purpose}", options.prefix);
     // No automatic recovery: acknowledgements must never reach another connection than their delivery came by.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = Connection::connect_uri(uri, properties);
+    if uri.scheme == AMQPScheme::AMQPS {
+        tls::available()?;
+    }
+    let mut trust = OwnedTLSConfig::default();
+    if let Some(file) = &options.tls_ca_file {
+        trust.cert_chain = Some(tls::authorities(file)?);
+    }
+    let runtime = lapin::runtime::default_runtime();
+    let runtime = runtime.map_err(|error| Error::internal("lapin finds no runtime").with_source(error))?;
+    let connecting = Connection::connect_uri_with_config(uri, properties, trust, runtime);
     within(options.timeout, "connect", connecting).await
 }
 

@@ -8,6 +8,7 @@ use redis::{ProtocolVersion, RedisError, RedisResult};
 
 use super::bells::Bells;
 use super::{RedisOptions, RedisServers, cannot};
+use crate::adapters::tls;
 use crate::error::{Error, Result};
 
 /// Who a server says it is.
@@ -77,7 +78,19 @@ async fn connect(
             bells.hear(push);
             Ok::<(), redis::aio::SendError>(())
         });
-    Client::open(server.set_redis_settings(settings))?.get_multiplexed_async_connection_with_config(&config).await
+    client(options, server.set_redis_settings(settings))?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// A client, encrypting where the URL asks for it.
+fn client(options: &RedisOptions, server: ConnectionInfo) -> RedisResult<Client> {
+    #[cfg(feature = "tls")]
+    if let (ConnectionAddr::TcpTls { .. }, Some(file)) = (server.addr(), &options.tls_ca_file) {
+        let root_cert = std::fs::read(file).map_err(RedisError::from)?;
+        return Client::build_with_tls(server, redis::TlsCertificates { client_tls: None, root_cert: Some(root_cert) });
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = options;
+    Client::open(server)
 }
 
 /// Asks a server for its role and history.
@@ -99,7 +112,9 @@ pub async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
             for url in sentinels {
                 match ask_sentinel(options, parse(url)?, master).await {
                     Ok(Some((host, port))) => {
-                        return Ok(vec![parse(node)?.set_addr(ConnectionAddr::Tcp(host, port))]);
+                        let node = parse(node)?;
+                        let addr = moved(node.addr(), host, port);
+                        return Ok(vec![node.set_addr(addr)]);
                     }
                     Ok(None) => reasons.push(format!("knows no master named {master}")),
                     Err(error) => reasons.push(error.to_string()),
@@ -107,6 +122,16 @@ pub async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
             }
             Err(cannot(format!("no sentinel names the redis master ({})", reasons.join("; "))))
         }
+    }
+}
+
+/// The same way of connecting, to another host.
+fn moved(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
+    match addr.clone() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure, tls_params }
+        }
+        _ => ConnectionAddr::Tcp(host, port),
     }
 }
 
@@ -124,13 +149,26 @@ pub async fn plain(options: &RedisOptions, server: ConnectionInfo) -> RedisResul
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(options.connect_timeout))
         .set_response_timeout(Some(options.response_timeout));
-    Client::open(server)?.get_multiplexed_async_connection_with_config(&config).await
+    client(options, server)?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// An error if a URL cannot be used, before anything is asked of it.
+pub fn check(options: &RedisOptions) -> Result<()> {
+    match &options.servers {
+        RedisServers::Nodes(urls) => urls.iter().try_for_each(|url| parse(url).map(|_| ())),
+        RedisServers::Sentinel { sentinels, node, .. } => {
+            sentinels.iter().chain([node]).try_for_each(|url| parse(url).map(|_| ()))
+        }
+    }
 }
 
 fn parse(url: &str) -> Result<ConnectionInfo> {
+    if url.starts_with("rediss:") {
+        tls::available()?;
+    }
     // The text may hold a password: it stays out of the error.
     url.into_connection_info().map_err(|error| {
-        Error::invalid("invalid_redis_url", "redis.servers", "must look like redis://[user:password@]host:port/[db]")
+        Error::invalid("invalid_redis_url", "redis.urls", "must look like redis://[user:password@]host:port/[db]")
             .with_source(error)
     })
 }

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::bells::{Bells, Woken};
+pub use self::connection::check;
 pub use self::inspect::inspect;
 use self::life::Life;
 use self::script::{BUMP_RECORDS, Keys, Scripts};

@@ -15,7 +15,7 @@ const ATTEMPTS: u32 = 20;
 
 impl ScyllaStore {
     pub(super) async fn add_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
-        let mut unknown = None;
+        let (mut unknown, mut before) = (None, None);
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 pause_before(attempt).await;
@@ -33,7 +33,8 @@ impl ScyllaStore {
                 return Ok(newest.0);
             }
             // Lost to another process that registered the same life: that is all that was wanted.
-            if let Some((newest, _)) = newest.as_ref().filter(|(_, known)| attempt > 0 && known == replid) {
+            let first = *before.get_or_insert(newest.as_ref().map_or(0, |(newest, _)| newest.seq));
+            if let Some((newest, _)) = newest.as_ref().filter(|(newest, known)| newest.seq > first && known == replid) {
                 return Ok(*newest);
             }
             let next = newest.map_or(0, |(newest, _)| newest.seq).checked_add(1);

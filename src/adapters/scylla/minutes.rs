@@ -35,11 +35,12 @@ impl Minutes {
         Self { known_through: low.saturating_sub(CLOCK_SKEW + 1), lingering: BTreeSet::new() }
     }
 
-    /// The minutes to look into, oldest first, from `from` on. One more than the present: the next begins soon.
-    pub fn to_visit(&self, from: i32, now: Time) -> Vec<i32> {
+    /// The minutes to look into, oldest first, from `from` on, to so many `ahead` of the present: 1, for the next begins
+    /// soon, or [`CLOCK_SKEW`], for what fast clocks have written.
+    pub fn to_visit(&self, from: i32, now: Time, ahead: i32) -> Vec<i32> {
         let unknown = self.known_through.saturating_add(1).max(from);
         let known = self.lingering.range(from.min(unknown)..unknown).copied();
-        known.chain(unknown..=minute_of(now).saturating_add(1)).collect()
+        known.chain(unknown..=minute_of(now).saturating_add(ahead)).collect()
     }
 
     /// Whether something was left in a minute that is over.
@@ -85,19 +86,19 @@ mod tests {
     fn a_minute_that_is_over_and_empty_is_not_looked_into_again() {
         let mut minutes = Minutes::from_low_water(100);
         assert_eq!(minutes.low_water(), 90, "less the clocks");
-        assert_eq!(minutes.to_visit(0, at(100)), (90..=101).collect::<Vec<_>>());
+        assert_eq!(minutes.to_visit(0, at(100), 1), (90..=101).collect::<Vec<_>>());
         let now = at(103);
         for minute in 90..=104 {
             minutes.visited(minute, minute != 91, now);
         }
         assert_eq!(minutes.low_water(), 91);
         let expected: Vec<_> = [91].into_iter().chain(93..=104).collect();
-        assert_eq!(minutes.to_visit(0, now), expected, "93 is not over yet, 91 held something");
+        assert_eq!(minutes.to_visit(0, now, 1), expected, "93 is not over yet, 91 held something");
         minutes.visited(91, true, now);
         assert_eq!(minutes.low_water(), 93);
-        assert_eq!(minutes.to_visit(100, now), (100..=104).collect::<Vec<_>>());
+        assert_eq!(minutes.to_visit(100, now, 1), (100..=104).collect::<Vec<_>>());
         minutes.begin_anew(50);
-        assert_eq!(minutes.to_visit(0, now).first(), Some(&50));
+        assert_eq!(minutes.to_visit(0, now, 1).first(), Some(&50));
     }
 
     #[test]

@@ -78,13 +78,13 @@ impl ClusterOptions {
             let detail = format!(
                 "must begin with a letter and have 1 to {KEYSPACE_BYTES_MAX} of a-z, 0-9 and _, but is {name:?}"
             );
-            return Err(Error::invalid("invalid_keyspace", "keyspace", detail));
+            return Err(Error::invalid("invalid_keyspace", "scylla.keyspace", detail));
         }
         if self.datacenter.as_deref().is_some_and(|name| name.is_empty() || name.contains(['\'', '\\'])) {
-            return Err(Error::invalid("invalid_datacenter", "datacenter", "must be the name of a data centre"));
+            return Err(Error::invalid("invalid_datacenter", "scylla.datacenter", "must be the name of a data centre"));
         }
         if self.replication_factor == 0 {
-            return Err(Error::invalid("invalid_replication", "replication_factor", "must be at least 1"));
+            return Err(Error::invalid("invalid_replication", "scylla.replication_factor", "must be at least 1"));
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! How far the scans over the minutes have come: one for each table and shard, its low-water mark kept in the store.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::try_join_all;
 
-use super::minutes::{Minutes, minute_of};
+use super::minutes::{CLOCK_SKEW, Minutes, minute_of};
 use super::session::{Conditional, Requests, pause_before};
 use super::statements::Statements;
 use super::{ScyllaStore, lock};
@@ -84,6 +85,8 @@ pub struct Scan {
     /// What the store knows.
     saved: (i32, Time),
     rounds: u32,
+    /// Minutes in which the last look has found something.
+    busy: BTreeSet<i32>,
 }
 
 impl Scan {
@@ -100,7 +103,7 @@ impl Scan {
                 let low = low.unwrap_or(0);
                 let full_at = Time::from_micros(full_at.unwrap_or(0));
                 let minutes = Minutes::from_low_water(low);
-                return Ok(Self { minutes, full_at, saved: (low, full_at), rounds: 0 });
+                return Ok(Self { minutes, full_at, saved: (low, full_at), rounds: 0, busy: BTreeSet::new() });
             }
             let begin = (&name, minute_of(now), now.micros());
             if let Conditional::Unknown(error) = requests.conditional(&statements.begin_scan, begin).await? {
@@ -122,16 +125,23 @@ impl Scan {
 
     /// The minutes to look into in this round, oldest first, from `from` on.
     pub fn to_visit(&self, from: i32, now: Time) -> Vec<i32> {
-        let mut minutes = self.minutes.to_visit(from, now);
-        if self.rounds % CALM_ROUNDS != 1 {
-            let lively = minute_of(now).saturating_sub(LIVELY_MINUTES);
-            minutes.retain(|minute| *minute >= lively || self.minutes.lingers(*minute));
+        if self.rounds % CALM_ROUNDS == 1 {
+            return self.minutes.to_visit(from, now, CLOCK_SKEW);
         }
+        let mut minutes = self.minutes.to_visit(from, now, 1);
+        let lively = minute_of(now).saturating_sub(LIVELY_MINUTES);
+        minutes.retain(|minute| *minute >= lively || self.busy.contains(minute) || self.minutes.lingers(*minute));
+        minutes.extend(self.busy.range(minute_of(now).saturating_add(2)..).filter(|minute| **minute >= from));
         minutes
     }
 
     /// What was found in a minute that was looked into as a whole.
     pub fn visited(&mut self, minute: i32, is_empty: bool, now: Time) {
+        if is_empty {
+            self.busy.remove(&minute);
+        } else {
+            self.busy.insert(minute);
+        }
         self.minutes.visited(minute, is_empty, now);
     }
 }

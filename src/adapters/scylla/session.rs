@@ -21,6 +21,7 @@ use scylla::value::{CqlValue, Row};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::options::{self, ClusterOptions, ScyllaOptions};
+use crate::adapters::tls;
 use crate::error::{Error, Kind, Result};
 
 /// Tries of a write that may be repeated: its timestamp stays the same, so the second does what the first did.
@@ -88,6 +89,16 @@ pub async fn connect(cluster: &ClusterOptions, connections: usize, timeout: Dura
     }
     if let Some(credentials) = &cluster.credentials {
         builder = builder.user(&credentials.user, &credentials.password);
+    }
+    if let Some(tls) = &cluster.tls {
+        tls::available()?;
+        #[cfg(feature = "tls")]
+        {
+            let context = scylla::client::session::TlsContext::Rustls023(tls::client_config(tls.ca_file.as_deref())?);
+            builder = builder.tls_context(Some(context));
+        }
+        #[cfg(not(feature = "tls"))]
+        let _ = tls;
     }
     let connected = tokio::time::timeout(cluster.connect_timeout, builder.build()).await;
     let points = cluster.contact_points.join(", ");

@@ -3,7 +3,7 @@
 use futures::future::try_join_all;
 use uuid::Uuid;
 
-use super::minutes::{Minutes, minute_of};
+use super::minutes::{CLOCK_SKEW, Minutes, minute_of};
 use super::scan::{SHARDS, Scans};
 use super::{ScyllaStore, id_of, int, lock, uint, uuid_of};
 use crate::domain::{Time, Withdrawal};
@@ -47,7 +47,8 @@ impl ScyllaStore {
             lock(&self.shared.withdrawals).completed = true;
         }
         let now = self.now();
-        let to_visit = lock(&self.shared.withdrawals).minutes.to_visit(i32::MIN, now);
+        // What fast clocks have written is read each time too: what is found once and not the next time is settled.
+        let to_visit = lock(&self.shared.withdrawals).minutes.to_visit(i32::MIN, now, CLOCK_SKEW);
         let mut withdrawals = Vec::new();
         for minutes in to_visit.chunks(MINUTES_AT_ONCE) {
             let reads: Vec<_> = minutes.iter().map(|minute| self.read_retracts(*minute)).collect();
