@@ -134,9 +134,9 @@ mod tests {
         assert_eq!(reads.load(Ordering::SeqCst), 2);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_waits_too_long_for_a_turn_is_sent_away() {
-        let flights: Flights<u32, u32> = Flights::new(1, Duration::from_secs(1));
+        let flights: Flights<u32, u32> = Flights::new(1, Duration::from_millis(20));
         let never = || std::future::pending();
         let (stuck, refused) = (flights.join(&1, never), flights.join(&2, async || Ok(2)));
         tokio::select! {

@@ -31,3 +31,8 @@ pub mod telemetry;
 pub mod trace;
 pub mod tuning;
 pub mod withdrawals;
+
+/// glibc's allocator gives every thread its own arena and keeps there what was free once: after a few compactions 80 of
+/// 200 MiB were free and yet resident, and each new peak added to them. This one gives back what stays free.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

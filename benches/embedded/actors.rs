@@ -3,7 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::client::{Connection, Request, get};
+use crate::client::{Connection, Request, delete, get, patch, post};
 use crate::measure::Result;
 use crate::posts::{self, Audiences};
 
@@ -77,6 +77,8 @@ pub struct Actor {
     audiences: Audiences,
     viewers: Vec<Viewer>,
     tally: Tally,
+    /// Posts that it published.
+    pub posts: u64,
     /// Rows of all posts that it published, and its share of those that were there before.
     pub rows_expected: u64,
 }
@@ -118,6 +120,7 @@ impl Actor {
             audiences: Audiences::new(mix.population, mix.audience, 1_000 + number as u64),
             viewers: (number..mix.active).step_by(count).map(Viewer::new).collect(),
             tally: Tally::default(),
+            posts: 0,
             rows_expected: if number == 0 { rows } else { 0 },
         };
         (0..count).map(one).collect()
@@ -132,9 +135,7 @@ impl Actor {
     pub async fn act(&mut self, connection: &mut Connection, actions: u64) -> Result<u64> {
         for _ in 0..actions {
             if self.random.random_bool(self.mix.publishing) {
-                let request = posts::request(&self.audiences.draw());
-                connection.send(&request).await?.expect(202)?;
-                self.rows_expected += self.mix.audience as u64;
+                self.publish(connection).await?;
             } else {
                 let at = self.random.random_range(0..self.viewers.len());
                 let unchanged = look(&mut self.viewers[at], self.habit, connection).await?;
@@ -143,6 +144,36 @@ impl Actor {
             }
         }
         Ok(actions)
+    }
+
+    /// One of the rarer things: a post that is edited, one that is retracted, everything that one viewer has read.
+    pub async fn chore(&mut self, connection: &mut Connection) -> Result<()> {
+        match self.random.random_range(0..3) {
+            0 => {
+                let path = format!("/v1/posts/{}", self.publish(connection).await?);
+                connection.send(&patch(&path, r#"{"data":{"title":"Dusk over the harbour"}}"#)).await?.expect(202)?;
+            }
+            1 => {
+                let path = format!("/v1/posts/{}", self.publish(connection).await?);
+                connection.send(&delete(&path)).await?.expect(202)?;
+            }
+            _ => {
+                let viewer = &self.viewers[self.random.random_range(0..self.viewers.len())];
+                let token = connection.send(&viewer.page).await?.expect(200)?.field("token")?.to_owned();
+                let marks = format!(r#"{{"mark":"read","through":"{token}"}}"#);
+                connection.send(&post(&format!("{}/inbox/marks", viewer.path), &marks)).await?.expect(200)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes a post and answers its id.
+    async fn publish(&mut self, connection: &mut Connection) -> Result<String> {
+        let request = posts::request(&self.audiences.draw());
+        let id = connection.send(&request).await?.expect(202)?.field("post_id")?.to_owned();
+        self.posts += 1;
+        self.rows_expected += self.mix.audience as u64;
+        Ok(id)
     }
 }
 

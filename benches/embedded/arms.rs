@@ -1,10 +1,12 @@
 //! The arms that run in processes of their own: the service as shipped, and the least that could answer the same.
 //!
-//! A serving arm prints its address, answers every line on standard input with its CPU time in microseconds, and ends
-//! when standard input does: no arm outlives the benchmark that started it.
+//! A serving arm prints its address, answers every line on standard input, and ends when standard input does: no arm
+//! outlives the benchmark that started it. `forward MICROSECONDS` moves its clock, if that can be moved; any line is
+//! answered with its CPU time in microseconds.
 
 use std::io::{BufRead as _, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -23,7 +25,8 @@ use crate::{arm_page, context, scenarios};
 pub async fn run(arguments: &[String]) -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["service", folder] => service(Path::new(folder)).await,
+        ["service", folder] => service(Path::new(folder), Clock::system()).await,
+        ["service-moved", folder] => service(Path::new(folder), Clock::manual(Clock::system().now())).await,
         ["bare-304"] => serve(bare_304()).await,
         ["raw-page", folder] => serve(arm_page::router(Path::new(folder))?).await,
         ["record", viewers] => scenarios::record::arm(viewers.parse()?).await,
@@ -32,12 +35,12 @@ pub async fn run(arguments: &[String]) -> Result<()> {
 }
 
 /// The service, wired, configured and logging as `fanfold serve` has it.
-async fn service(folder: &Path) -> Result<()> {
+async fn service(folder: &Path, clock: Clock) -> Result<()> {
     let config = context::config(folder)?;
     telemetry::init_logging(&config.log)?;
-    let running = Running::start(&config, Clock::system()).await?;
+    let running = Running::start(&config, clock.clone()).await?;
     announce(&running.addr.to_string())?;
-    answer_questions().await?;
+    answer_questions(clock).await?;
     Ok(running.shutdown().await?)
 }
 
@@ -57,7 +60,7 @@ async fn serve(router: Router) -> Result<()> {
     });
     tokio::select! {
         served = axum::serve(listener, router).into_future() => Ok(served?),
-        answered = answer_questions() => answered,
+        answered = answer_questions(Clock::system()) => answered,
     }
 }
 
@@ -69,11 +72,15 @@ pub fn announce(line: &str) -> Result<()> {
 }
 
 /// Answers until standard input ends; on a thread that costs nothing while nobody asks.
-async fn answer_questions() -> Result<()> {
+async fn answer_questions(clock: Clock) -> Result<()> {
     let (ended, end) = oneshot::channel();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {
-            if line.is_err() || announce(&process_cpu_us().to_string()).is_err() {
+            let Ok(line) = line else { break };
+            if let Some(by) = line.strip_prefix("forward ").and_then(|micros| micros.parse().ok()) {
+                clock.set(clock.now().after(Duration::from_micros(by)));
+            }
+            if announce(&process_cpu_us().to_string()).is_err() {
                 break;
             }
         }

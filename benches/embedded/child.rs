@@ -64,8 +64,18 @@ impl Child {
     /// The CPU time it has used, in microseconds. It is asked for it: /proc rounds to hundredths of a second, and of
     /// threads that have ended schedstat knows nothing.
     pub async fn cpu_us(&mut self) -> Result<f64> {
-        self.questions.write_all(b"cpu\n").await?;
-        Ok(self.answers.next_line().await?.ok_or("an arm has ended early")?.parse()?)
+        Ok(self.ask("cpu").await?.parse()?)
+    }
+
+    /// Moves its clock, where that can be moved.
+    pub async fn forward(&mut self, by: Duration) -> Result<()> {
+        self.ask(&format!("forward {}", by.as_micros())).await?;
+        Ok(())
+    }
+
+    async fn ask(&mut self, question: &str) -> Result<String> {
+        self.questions.write_all(format!("{question}\n").as_bytes()).await?;
+        Ok(self.answers.next_line().await?.ok_or("an arm has ended early")?)
     }
 
     /// Its resident memory in MiB: now, and the most it ever was.

@@ -24,6 +24,20 @@ pub fn post(path: &str, body: &str) -> Request {
     format!("{head}\r\n\r\n{body}").into_bytes()
 }
 
+/// `PATCH path` with a JSON body, whatever the version.
+pub fn patch(path: &str, body: &str) -> Request {
+    let length = body.len();
+    let head = format!(
+        "PATCH {path} HTTP/1.1\r\nhost: bench\r\nif-match: *\r\ncontent-type: application/json\r\ncontent-length: {length}"
+    );
+    format!("{head}\r\n\r\n{body}").into_bytes()
+}
+
+/// `DELETE path`.
+pub fn delete(path: &str) -> Request {
+    format!("DELETE {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
+}
+
 /// A connection that stays open.
 #[derive(Debug)]
 pub struct Connection {

@@ -118,6 +118,33 @@ impl Spread {
     }
 }
 
+/// The mean; zero of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The least-squares line through points.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// How steep it is.
+    pub slope: f64,
+    /// The standard deviation of what is left.
+    pub scatter: f64,
+}
+
+impl Line {
+    /// The line through `points`.
+    pub fn through(points: &[(f64, f64)]) -> Self {
+        let (xs, ys): (Vec<f64>, Vec<f64>) = points.iter().copied().unzip();
+        let (mean_x, mean_y) = (mean(&xs), mean(&ys));
+        let covariance: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+        let variance: f64 = xs.iter().map(|x| (x - mean_x).powi(2)).sum();
+        let slope = if variance > 0.0 { covariance / variance } else { 0.0 };
+        let left = points.iter().map(|(x, y)| (y - mean_y - slope * (x - mean_x)).powi(2));
+        Self { slope, scatter: mean(&left.collect::<Vec<_>>()).sqrt() }
+    }
+}
+
 /// CPU time of this process so far, in microseconds: user and system, threads that have ended included.
 pub fn process_cpu_us() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);

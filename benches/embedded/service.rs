@@ -1,5 +1,6 @@
 //! The service in a process of its own, asked over HTTP as its clients ask.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fanfold::ports::Path as ReadPath;
@@ -24,7 +25,7 @@ pub struct Service {
     pub child: Child,
     /// For questions beside the load.
     side: Connection,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Rows that fan-out has written, and store reads on behalf of readers.
@@ -52,16 +53,25 @@ impl Counters {
 impl Service {
     /// Starts one over an empty folder.
     pub async fn start(context: &Context, name: &str) -> Result<Self> {
-        Self::start_with(context, name, &[]).await
+        Self::start_arm(context, "service", name, &[]).await
     }
 
-    /// The same with settings of its own.
-    pub async fn start_with(context: &Context, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
+    /// The same with settings of its own and a clock that stands still until it is moved.
+    pub async fn start_moved(context: &Context, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_arm(context, "service-moved", name, settings).await
+    }
+
+    async fn start_arm(context: &Context, arm: &str, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let folder = context.fresh_folder(name)?;
         let path = folder.path().to_str().ok_or("the folder's name is not UTF-8")?;
-        let child = Child::start_with(&["service", path], &context.log(name)?, settings).await?;
+        let child = Child::start_with(&[arm, path], &context.log(name)?, settings).await?;
         let side = Connection::open(child.addr()).await?;
-        Ok(Self { child, side, _folder: folder })
+        Ok(Self { child, side, folder })
+    }
+
+    /// The tables it has on disk, in MiB. Not the journals: those come and go.
+    pub fn disk_mib(&self) -> Result<f64> {
+        Ok(table_bytes(self.folder.path())? as f64 / 1024.0 / 1024.0)
     }
 
     /// Sends each of `requests` once, over `connections`.
@@ -130,4 +140,20 @@ impl Service {
         }
         Ok(&mut self.side)
     }
+}
+
+fn table_bytes(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        bytes += match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => table_bytes(&path)?,
+            Ok(found) if path.extension().is_none_or(|extension| extension != "jnl") => found.len(),
+            Ok(_) => 0,
+            // Files go while one looks.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(bytes)
 }

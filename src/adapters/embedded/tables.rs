@@ -19,6 +19,9 @@ const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// By how much the clock may run ahead for a moment without anything being swept that should not.
 const CLOCK_ERROR: Duration = Duration::from_secs(2 * 24 * 3600);
 
+/// The part of `memtable_bytes` that tables of small rows get. They fill over hours, and until then they only grow.
+const SMALL_TABLE: u64 = 4;
+
 /// How to open the store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -85,20 +88,21 @@ pub fn open_database(folder: &Folder, options: &StoreOptions) -> Result<Database
 
 /// Opens the tables, making those that are missing.
 pub fn open_tables(database: &Database, options: &StoreOptions) -> Result<Tables> {
-    let open = |name: &str| {
-        let memtable = options.memtable_bytes;
+    let open_with = |name: &str, memtable: u64| {
         let create = || KeyspaceCreateOptions::default().max_memtable_size(memtable).manual_journal_persist(true);
         database.keyspace(name, create).map_err(store_error)
     };
+    let open = |name: &str| open_with(name, options.memtable_bytes);
+    let open_small = |name: &str| open_with(name, options.memtable_bytes / SMALL_TABLE);
     Ok(Tables {
         posts: open("posts")?,
         chunks: open("chunks")?,
-        progress: open("progress")?,
-        pending: open("pending")?,
+        progress: open_small("progress")?,
+        pending: open_small("pending")?,
         inbox: open("inbox")?,
-        keys: open("keys")?,
-        fences: open("fences")?,
-        producer_keys: open("producer_keys")?,
+        keys: open_small("keys")?,
+        fences: open_small("fences")?,
+        producer_keys: open_small("producer_keys")?,
     })
 }
 
