@@ -23,8 +23,13 @@ pub(super) async fn admit<B>(
     peer: SocketAddr,
     request_id: &str,
 ) -> Result<Option<Caller>, Response<Body>> {
-    if !app.access.is_on() || route == Route::Unknown {
+    if !app.access.is_on() {
         return Ok(None);
+    }
+    if route == Route::Unknown {
+        // Said here as well: whatever the router might make of such a path, nobody has decided who may have it.
+        let nothing = Error::new(Kind::NotFound, "route_not_found", "nothing is served under this path");
+        return Err(Problem(nothing).into_response());
     }
     let need = match route.need(request.method()) {
         Some(Need::Open) => return Ok(None),
