@@ -18,6 +18,8 @@ pub enum Kind {
     Unauthenticated,
     /// It is known who asks, and they may not.
     Forbidden,
+    /// Too much, too often; later it may be taken.
+    Limited,
     /// Nothing of that name.
     NotFound,
     /// It clashes with the present state.

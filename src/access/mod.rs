@@ -5,11 +5,13 @@ pub mod credential;
 pub mod jwks;
 pub mod keys;
 pub mod permit;
+pub mod quota;
 pub mod tokens;
 
 pub use credential::{Credential, KeyText, looks_secret};
 pub use keys::{IssuedKey, KeyBook, NewKey, parse_scopes};
 pub use permit::{Caller, Need, decide};
+pub use quota::{Allowance, Cost};
 pub use tokens::{Minted, Tokens};
 
 use std::sync::Arc;
@@ -17,9 +19,11 @@ use std::sync::Arc;
 use tracing::warn;
 
 use self::audit::Refusals;
+use self::quota::Quotas;
 use crate::adapters::Store;
 use crate::clock::Clock;
 use crate::config::{self, AccessMode};
+use crate::domain::ViewerId;
 use crate::error::{Error, Kind, Result};
 use crate::files::Watch;
 
@@ -32,13 +36,19 @@ struct Inner {
     keys: KeyBook,
     tokens: Tokens,
     refusals: Refusals,
+    quotas: Quotas,
     credential_bytes_max: usize,
     config: config::Access,
 }
 
 impl Access {
     /// What the configuration asks for.
-    pub fn open(config: &config::Access, store: &Store, clock: &Clock) -> Result<(Self, Option<Watch>)> {
+    pub fn open(
+        config: &config::Access,
+        quota: &config::Quota,
+        store: &Store,
+        clock: &Clock,
+    ) -> Result<(Self, Option<Watch>)> {
         if config.mode == AccessMode::Off {
             return Ok((Self(None), None));
         }
@@ -48,6 +58,7 @@ impl Access {
             keys: KeyBook::new(store, config, clock.clone()),
             tokens: Tokens::open(config, clock.clone())?,
             refusals: Refusals::new(config.refusals_logged_per_s_max),
+            quotas: Quotas::new(quota, config.keys_max),
             credential_bytes_max: config.credential_bytes_max as usize,
             config: config.clone(),
         };
@@ -79,6 +90,34 @@ impl Access {
     /// Where refusals are told; `None` while access control is off.
     pub fn refusals(&self) -> Option<&Refusals> {
         self.0.as_deref().map(|inner| &inner.refusals)
+    }
+
+    /// Charges whoever publishes, or refuses them before anything is done.
+    pub fn charge(&self, caller: &Caller, cost: Cost) -> Result<()> {
+        match (self.0.as_deref(), caller) {
+            (Some(inner), Caller::Producer { key, .. }) => inner.quotas.charge(*key, cost),
+            _ => Ok(()),
+        }
+    }
+
+    /// Charges them with rows that were not known before.
+    pub fn charge_rows(&self, caller: &Caller, rows: u32) {
+        if let (Some(inner), Caller::Producer { key, .. }) = (self.0.as_deref(), caller) {
+            inner.quotas.add_rows(*key, u64::from(rows));
+        }
+    }
+
+    /// What is left to whoever publishes; empty where nothing is limited.
+    pub fn allowances(&self, caller: &Caller) -> Vec<Allowance> {
+        match (self.0.as_deref(), caller) {
+            (Some(inner), Caller::Producer { key, .. }) if inner.quotas.limits_keys() => inner.quotas.left(*key),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Counts a poll of `viewer`'s.
+    pub fn count_poll(&self, viewer: &ViewerId) -> Result<()> {
+        self.0.as_deref().map_or(Ok(()), |inner| inner.quotas.poll(viewer))
     }
 
     /// Who shows `authorization`, the value of that header.

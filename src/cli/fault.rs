@@ -80,7 +80,7 @@ impl Fault {
             Self::Service(error) => match error.kind() {
                 Kind::Malformed | Kind::Invalid | Kind::NotFound | Kind::Precondition => EXIT_USAGE,
                 Kind::Unauthenticated | Kind::Forbidden => EXIT_DENIED,
-                Kind::Resync => EXIT_TRY_AGAIN,
+                Kind::Resync | Kind::Limited => EXIT_TRY_AGAIN,
                 Kind::Conflict | Kind::Unavailable | Kind::StorageFull | Kind::Corrupt | Kind::Internal => {
                     EXIT_UNAVAILABLE
                 }

@@ -38,6 +38,22 @@ pub enum AccessMode {
     On,
 }
 
+/// How much a key may publish, and how often a viewer may poll.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Quota {
+    pub posts_per_s: u64,
+    pub posts_burst: u64,
+    pub rows_per_s: u64,
+    pub rows_burst: u64,
+    pub bytes_per_s: u64,
+    pub bytes_burst: u64,
+    pub polls_per_s: u64,
+    pub polls_burst: u64,
+    pub viewers_tracked_max: u64,
+}
+
 /// Which web pages may call the API from a browser.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

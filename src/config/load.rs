@@ -66,10 +66,10 @@ pub fn load(overrides: &Overrides, env: impl IntoIterator<Item = (String, String
     let file = overrides.file.clone().or_else(|| env.get(FILE_VARIABLE).map(PathBuf::from));
     if let Some(file) = file {
         let (text, name) = (read(&file)?, file.display().to_string());
-        apply_toml(&mut settings, &text, &name)?;
         let mut own = Table::new();
         apply_toml(&mut own, &text, &name)?;
-        check_secrets(&own, &file)?;
+        check_secrets(&settings, &own, &file)?;
+        apply_toml(&mut settings, &text, &name)?;
     }
     apply_env(&mut settings, env)?;
     // The rules have been through every value, so what fails here is a rule at odds with its field.
@@ -108,17 +108,21 @@ impl Overrides {
     }
 }
 
-/// An error if the file has set a secret and others may read it.
-fn check_secrets(settings: &Table, file: &Path) -> Result<()> {
+/// An error if the file sets a secret and others may read it. What stands in the defaults is known to everybody.
+fn check_secrets(defaults: &Table, own: &Table, file: &Path) -> Result<()> {
+    fn find<'a>(settings: &'a Table, key: &str) -> Option<&'a Value> {
+        let (section, name) = key.split_once('.')?;
+        settings.get(section)?.get(name)
+    }
     // An address holds one only if it has a password in it.
     let is_secret = |value: &Value| {
         value.as_str().is_some_and(|text| !text.is_empty() && (!text.contains("://") || text.contains('@')))
     };
-    let is_set = |key: &str| {
-        let value = key.split_once('.').and_then(|(section, name)| settings.get(section)?.get(name));
+    let holds_secret = |key: &&str| {
+        let value = find(own, key).filter(|value| find(defaults, key) != Some(value));
         value.is_some_and(|value| is_secret(value) || value.as_array().is_some_and(|list| list.iter().any(is_secret)))
     };
-    match rules::keys().filter(|key| rules::is_secret(key)).find(|key| is_set(key)) {
+    match rules::keys().filter(|key| rules::is_secret(key)).find(holds_secret) {
         Some(key) => files::check_private(file, key),
         None => Ok(()),
     }

@@ -7,7 +7,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Access, AccessMode, Cors, Tls};
+pub use access::{Access, AccessMode, Cors, Quota, Tls};
 pub use cluster::{Consistency, Mode, Rabbitmq, Redis, Scylla, Secret, Service, Tablets, Worker};
 pub use load::{DEFAULT_TOML, Overrides, load};
 
@@ -36,6 +36,7 @@ pub struct Config {
     pub worker: Worker,
     pub log: Log,
     pub access: Access,
+    pub quota: Quota,
     pub cors: Cors,
     pub tls: Tls,
 }
@@ -48,6 +49,7 @@ pub struct Http {
     pub listen: SocketAddr,
     pub insecure_listen_beyond_loopback: bool,
     pub connections_max: u32,
+    pub connections_per_address_max: u32,
     pub header_read_timeout_ms: u64,
     pub body_read_timeout_ms: u64,
     pub headers_bytes_max: u32,

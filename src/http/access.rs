@@ -11,7 +11,8 @@ use super::App;
 use super::params;
 use super::problem::Problem;
 use super::routes::Route;
-use crate::access::{Caller, Need, decide};
+use crate::access::quota::Rate;
+use crate::access::{Allowance, Caller, Need, decide};
 use crate::error::{Error, Kind, Result};
 
 /// Lets a request in, or answers it. `None` where nobody was asked who they are.
@@ -22,8 +23,13 @@ pub(super) async fn admit<B>(
     peer: SocketAddr,
     request_id: &str,
 ) -> Result<Option<Caller>, Response<Body>> {
-    if !app.access.is_on() || route == Route::Unknown {
+    if !app.access.is_on() {
         return Ok(None);
+    }
+    if route == Route::Unknown {
+        // Said here as well: whatever the router might make of such a path, nobody has decided who may have it.
+        let nothing = Error::new(Kind::NotFound, "route_not_found", "nothing is served under this path");
+        return Err(Problem(nothing).into_response());
     }
     let need = match route.need(request.method()) {
         Some(Need::Open) => return Ok(None),
@@ -32,7 +38,7 @@ pub(super) async fn admit<B>(
         None => return Err(not_served(route)),
     };
     let mut known = None;
-    match enter(app, need, request.headers(), request.uri().path(), &mut known).await {
+    match enter(app, route, need, request, &mut known).await {
         Ok(caller) => Ok(Some(caller)),
         Err(error) => {
             if let Some(refusals) = app.access.refusals().filter(|_| is_refusal(&error)) {
@@ -44,11 +50,20 @@ pub(super) async fn admit<B>(
 }
 
 /// `known` becomes whoever it turned out to be, also if they may not.
-async fn enter(app: &App, need: Need, headers: &HeaderMap, path: &str, known: &mut Option<Caller>) -> Result<Caller> {
-    let caller = app.access.identify(authorization(headers)?).await?;
+async fn enter<B>(
+    app: &App,
+    route: Route,
+    need: Need,
+    request: &Request<B>,
+    known: &mut Option<Caller>,
+) -> Result<Caller> {
+    let caller = app.access.identify(authorization(request.headers())?).await?;
     *known = Some(caller.clone());
-    let viewer = if need == Need::Inbox { Some(params::viewer_of(path)?) } else { None };
+    let viewer = if need == Need::Inbox { Some(params::viewer_of(request.uri().path())?) } else { None };
     decide(&caller, need, viewer.as_ref())?;
+    if let (Route::Poll, Some(viewer)) = (route, &viewer) {
+        app.access.count_poll(viewer)?;
+    }
     Ok(caller)
 }
 
@@ -93,6 +108,25 @@ pub(super) fn challenge(error: &Error) -> Option<HeaderValue> {
         _ => return None,
     };
     Some(HeaderValue::from_static(value))
+}
+
+/// What is left to whoever publishes (draft-ietf-httpapi-ratelimit-headers): each policy with its quota and window, and
+/// of each what remains and when it is full again.
+pub(super) fn tell_allowances(app: &App, caller: &Caller, headers: &mut HeaderMap) {
+    let allowances = app.access.allowances(caller);
+    if allowances.is_empty() {
+        return;
+    }
+    let list = |one: &dyn Fn(&Allowance) -> String| {
+        HeaderValue::try_from(allowances.iter().map(one).collect::<Vec<_>>().join(", ")).ok()
+    };
+    let window = |rate: Rate| rate.burst.div_ceil(rate.per_s);
+    let policy = |told: &Allowance| format!("\"{}\";q={};w={}", told.name, told.rate.burst, window(told.rate));
+    let rest = |told: &Allowance| format!("\"{}\";r={};t={}", told.name, told.left, told.full_in.as_secs_f64().ceil());
+    if let (Some(policy), Some(rest)) = (list(&policy), list(&rest)) {
+        headers.insert("ratelimit-policy", policy);
+        headers.insert("ratelimit", rest);
+    }
 }
 
 /// Who was let in with this request.

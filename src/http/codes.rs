@@ -105,6 +105,7 @@ pub const CODES: &[Code] = &[
     code("unknown_parameter", 422, "Unknown parameter", "The query has a parameter that this route does not know."),
     code("unsupported_field", 422, "Unsupported field", "The field is planned but not built yet."),
     code("precondition_required", 428, "Precondition required", "An edit needs If-Match: the version, or *."),
+    code("quota_exceeded", 429, "Quota exceeded", "More than the quota allows; nothing was done. See Retry-After."),
     code("credentials_too_large", 431, "Credentials too large", "Authorization has more bytes than the limit."),
     code("internal", 500, "Internal error", "A bug or a broken machine; the log has it under request_id."),
     code("store_corrupt", 500, "Store corrupt", "The store has bytes that this release cannot read."),

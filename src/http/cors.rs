@@ -12,7 +12,8 @@ const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, idempotency-key, if-match, if-none-match, prefer, traceparent, x-request-id",
 );
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
-    "etag, link, location, preference-applied, retry-after, www-authenticate, x-poll-interval, x-request-id",
+    "etag, link, location, preference-applied, ratelimit, ratelimit-policy, retry-after, www-authenticate, \
+     x-poll-interval, x-request-id",
 );
 const ANY: HeaderValue = HeaderValue::from_static("*");
 const VARY_PREFLIGHT: HeaderValue =

@@ -15,6 +15,7 @@ use super::openapi::{BODY, QUERY, WRITE, problems};
 use super::params::{self, IfMatch};
 use super::posts::{etag, state};
 use super::problem::Answer;
+use crate::access::Cost;
 use crate::access::audit::{self, PostEvent};
 use crate::domain::{Post, PostId, ProducerId};
 use crate::error::{Error, Kind, Result};
@@ -75,7 +76,7 @@ problems!(
     EditProblems: BODY, QUERY, WRITE,
     &["data_too_deep", "data_too_large", "expiry_in_past", "expiry_too_far", "invalid_if_match", "invalid_post_id",
       "invalid_time", "malformed_path", "post_not_found", "post_retracted", "precondition_required",
-      "too_many_versions", "version_mismatch"],
+      "quota_exceeded", "too_many_versions", "version_mismatch"],
 );
 
 /// Edit a post
@@ -111,12 +112,18 @@ pub(super) async fn edit(State(app): State<App>, Json { head, body }: Json<Patch
     };
     let caller = access::caller(&app, &head)?;
     let producer = caller.producer()?;
+    app.access.charge(&caller, Cost { rows: 0, bytes: body.data.as_ref().map_or(0, patch_bytes) })?;
     let post = match body.data {
         None => app.publisher.edit(&producer, id, demanded.version(), fixed).await?,
         Some(patch) => merge_edit(&app, &producer, id, demanded, fixed, patch.as_deref()).await?,
     };
+    app.access.charge_rows(&caller, post.audience_size);
     audit::post(PostEvent::Edited, &caller, post.id, post.version);
     changed(&app, &post)
+}
+
+fn patch_bytes(patch: &Option<Box<RawValue>>) -> u64 {
+    patch.as_ref().map_or(0, |patch| patch.get().len() as u64)
 }
 
 fn untyped() -> Error {
@@ -158,8 +165,8 @@ fn raw(text: String) -> Result<Box<RawValue>> {
 
 problems!(
     RetractProblems: QUERY, WRITE,
-    &["invalid_if_match", "invalid_post_id", "malformed_path", "post_not_found", "too_many_versions",
-      "version_mismatch"],
+    &["invalid_if_match", "invalid_post_id", "malformed_path", "post_not_found", "quota_exceeded",
+      "too_many_versions", "version_mismatch"],
 );
 
 /// Retract a post
@@ -183,7 +190,9 @@ pub(super) async fn retract(State(app): State<App>, request: Request) -> Answer 
     let [] = params::query(head.uri.query(), [])?;
     let expected = IfMatch::find(&head.headers)?.and_then(IfMatch::version);
     let caller = access::caller(&app, &head)?;
+    app.access.charge(&caller, Cost { rows: 0, bytes: 0 })?;
     let post = app.publisher.retract(&caller.producer()?, id, expected).await?;
+    app.access.charge_rows(&caller, post.audience_size);
     audit::post(PostEvent::Retracted, &caller, post.id, post.version);
     changed(&app, &post)
 }

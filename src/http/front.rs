@@ -117,6 +117,7 @@ impl Front {
         if let Some(response) = self.cors.as_ref().and_then(|cors| cors.preflight(&request)) {
             return response;
         }
+        let mut publisher = None;
         // Before anything of the request is looked at but its head.
         match access::admit(&self.app, route, &request, peer, request_id.as_str()).await {
             Err(refused) => return refused,
@@ -124,6 +125,7 @@ impl Front {
             Ok(Some(caller)) => {
                 // A poll needs no caller beyond this point, and is too frequent for an extension.
                 if route != Route::Poll {
+                    publisher = route.publishes().then(|| caller.clone());
                     request.extensions_mut().insert(caller);
                 }
             }
@@ -137,7 +139,10 @@ impl Front {
             request.extensions_mut().insert(request_id.clone());
         }
         // Boxed for the same reason as the waiting in [`poll`].
-        let Ok(response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
+        let Ok(mut response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
+        if let Some(publisher) = publisher {
+            access::tell_allowances(&self.app, &publisher, response.headers_mut());
+        }
         response
     }
 
@@ -145,7 +150,7 @@ impl Front {
     fn tell(&self, response: &mut Response<Body>, error: &Error, request_id: &RequestId, inbox: Option<HeaderValue>) {
         ProblemBody::new(error, request_id.as_str()).fill(response);
         let headers = response.headers_mut();
-        if matches!(error.kind(), Kind::Unavailable | Kind::Resync) {
+        if matches!(error.kind(), Kind::Unavailable | Kind::Resync | Kind::Limited) {
             headers.insert(header::RETRY_AFTER, self.app.pacer().retry_after(error.retry_after()));
         }
         if let Some(challenge) = access::challenge(error) {

@@ -9,6 +9,7 @@ mod access;
 mod batch;
 mod changes;
 mod cors;
+mod crowd;
 mod data;
 mod dto;
 mod edit;

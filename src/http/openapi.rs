@@ -102,7 +102,7 @@ fn problem_response(mut codes: Vec<&Code>) -> Response {
         .schema(Some(Ref::from_schema_name("Problem")))
         .example(codes.first().map(|entry| example(entry)))
         .build();
-    let retry = matches!(codes.first(), Some(entry) if matches!(entry.status, 410 | 503));
+    let retry = matches!(codes.first(), Some(entry) if matches!(entry.status, 410 | 429 | 503));
     let mut response = ResponseBuilder::new().description(description).content("application/problem+json", content);
     if retry {
         response = response.header("Retry-After", header("Seconds to wait, with jitter", Type::Integer));

@@ -45,7 +45,8 @@ struct RevisionBody<'a> {
 }
 
 problems!(
-    PollProblems: QUERY, &["invalid_token", "invalid_viewer_id", "invalid_wait", "malformed_path", "revisions_unavailable"],
+    PollProblems: QUERY, &["invalid_token", "invalid_viewer_id", "invalid_wait", "malformed_path", "quota_exceeded",
+      "revisions_unavailable"],
 );
 
 /// Ask whether an inbox has changed

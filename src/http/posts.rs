@@ -16,8 +16,8 @@ use super::json::{self, Input, Json};
 use super::openapi::{BODY, QUERY, READ, WRITE, problems};
 use super::params::{self, Wait};
 use super::problem::Answer;
-use crate::access::Caller;
 use crate::access::audit::{self, PostEvent};
+use crate::access::{Caller, Cost};
 use crate::domain::{Audience, Post, PostState, ProducerId, Time};
 use crate::error::{Error, Result};
 use crate::publish::{Draft, Expiry, Idempotency, Progress};
@@ -146,6 +146,7 @@ impl PublishedBody {
 /// Publishes a draft and says so.
 pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(Post, PublishedBody)> {
     let audience = draft.audience.clone();
+    app.access.charge(caller, Cost { rows: audience.size().into(), bytes: draft.data.len() as u64 })?;
     let post = app.publisher.publish(draft).await?;
     audit::post(PostEvent::Published, caller, post.id, post.version);
     let body = PublishedBody::new(&audience, Some(&post));
@@ -155,7 +156,8 @@ pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(
 problems!(
     PublishProblems: BODY, QUERY, WRITE,
     &["ambiguous_expiry", "audience_too_large", "data_too_deep", "data_too_large", "empty_audience", "expiry_in_past",
-      "expiry_too_far", "idempotency_key_reused", "invalid_idempotency_key", "invalid_time", "invalid_viewer_id"],
+      "expiry_too_far", "idempotency_key_reused", "invalid_idempotency_key", "invalid_time", "invalid_viewer_id",
+      "quota_exceeded"],
 );
 
 /// Publish a post

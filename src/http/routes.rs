@@ -166,6 +166,11 @@ impl Route {
         matches!(self, Self::Keys | Self::Key | Self::Rotate | Self::ViewerTokens)
     }
 
+    /// Whether what is done there counts against quotas.
+    pub(super) fn publishes(self) -> bool {
+        matches!(self, Self::Posts | Self::Batch | Self::Post)
+    }
+
     /// Whether it can answer that the inbox must be read afresh.
     pub(super) fn resyncs(self) -> bool {
         matches!(self, Self::Changes | Self::Marks)

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::App;
 use super::cors::Cors;
+use super::crowd::{Crowd, Place};
 use super::front::{self, Front};
 use super::tls::Tls;
 use crate::config::Http;
@@ -42,6 +43,7 @@ pub async fn serve(
         front: Arc::new(Front { router: app.router(), cors: Cors::new(&app.config.cors), app }),
         stop: Stop::default(),
         tls,
+        crowd: Crowd::new(http.connections_per_address_max),
     });
     let mut connections = JoinSet::new();
     let reload = async {
@@ -70,6 +72,7 @@ struct Server {
     front: Arc<Front>,
     stop: Stop,
     tls: Option<Tls>,
+    crowd: Crowd,
 }
 
 fn builder(http: &Http) -> http1::Builder {
@@ -99,9 +102,10 @@ async fn accept_all(
         };
         match shutdown.run_until_cancelled(accepted).await {
             None => return,
-            Some((Ok(permit), Ok((stream, peer)))) => {
-                connections.spawn(converse(Arc::clone(server), stream, peer, permit));
-            }
+            Some((Ok(permit), Ok((stream, peer)))) => match server.crowd.enter(peer.ip()) {
+                Some(place) => drop(connections.spawn(converse(Arc::clone(server), stream, peer, (permit, place)))),
+                None => debug!(%peer, "a connection is closed: its address has as many as it may"),
+            },
             Some((_, Err(error))) => refused(&error).await,
             // The semaphore is never closed.
             Some((Err(_), _)) => return,
@@ -120,7 +124,7 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _places: (OwnedSemaphorePermit, Place)) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, %peer, "the connection keeps Nagle's delay");
     }

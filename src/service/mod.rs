@@ -112,7 +112,7 @@ impl Running {
             reader: reader.clone(),
             clock: clock.clone(),
         };
-        let (access, watch) = Access::open(&config.access, &store, &clock)?;
+        let (access, watch) = Access::open(&config.access, &config.quota, &store, &clock)?;
         access.warn_of_gaps().await?;
         let tls = http::Tls::open(&config.tls)?;
         let metrics = telemetry::install_metrics();

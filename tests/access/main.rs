@@ -6,6 +6,7 @@ mod support;
 mod bad_days;
 mod keys;
 mod matrix;
+mod quotas;
 mod ring;
 mod secrets;
 mod tokens;

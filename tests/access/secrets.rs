@@ -194,7 +194,7 @@ async fn nothing_that_is_printed_for_debugging_shows_a_secret() {
     let mut config = defaults();
     guard(&mut config, &guarded.ring);
     let store = &guarded.service.running.backends.store;
-    let (access, _) = Access::open(&config.access, store, &Clock::system()).expect("opened");
+    let (access, _) = Access::open(&config.access, &config.quota, store, &Clock::system()).expect("opened");
     let issued = guarded.key("shop", &fanfold::domain::Scope::ALL).await;
     access.identify(Some(&crate::bearer(&issued))).await.expect("let in");
     let shown = format!("{config:?} {access:?} {issued:?} {:?}", guarded.book().list().await.expect("listed"));

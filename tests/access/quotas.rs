@@ -1,0 +1,167 @@
+//! Quotas: what is refused was not half done, and says when to come again; others are not concerned.
+
+use fanfold::domain::Scope;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use crate::support::Reply;
+use crate::{Guarded, bearer};
+
+fn post(viewers: usize) -> Value {
+    let viewers: Vec<String> = (0..viewers).map(|n| format!("v{n}")).collect();
+    json!({"type": "t", "data": {"title": "Dawn"}, "audience": {"viewers": viewers}})
+}
+
+async fn publish(guarded: &Guarded, key: &str, body: Value) -> Reply {
+    guarded.service.ask("POST", "/v1/posts").header("authorization", key).json(body).send().await
+}
+
+fn is_refused(reply: &Reply, field: &str) {
+    assert_eq!((reply.status, reply.json()["code"].as_str()), (429, Some("quota_exceeded")), "{reply:?}");
+    assert_eq!(reply.json()["field"], field);
+    assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_key_publishes_its_quota_and_another_is_not_concerned() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.posts_per_s, config.quota.posts_burst) = (1, 3);
+    })
+    .await;
+    let noisy = bearer(&guarded.key("noisy", &[Scope::Publish, Scope::Read, Scope::Viewers]).await);
+    let quiet = bearer(&guarded.key("quiet", &[Scope::Publish]).await);
+    let replies = futures::future::join_all((0..20).map(|_| publish(&guarded, &noisy, post(1)))).await;
+    let accepted: Vec<_> = replies.iter().filter(|reply| reply.status == 202).collect();
+    // The burst, and one for each second that the machine took.
+    assert!((3..=8).contains(&accepted.len()), "{} accepted", accepted.len());
+    for reply in &accepted {
+        assert_eq!(reply.header("ratelimit-policy"), "\"posts\";q=3;w=3", "{reply:?}");
+        assert!(reply.header("ratelimit").starts_with("\"posts\";r="), "{reply:?}");
+    }
+    let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 202).collect();
+    refused.iter().for_each(|reply| is_refused(reply, "quota.posts_per_s"));
+    assert_eq!(publish(&guarded, &quiet, post(1)).await.status, 202);
+
+    // What was refused is nowhere: the inbox has what was accepted.
+    for reply in &accepted {
+        let path = format!("/v1/posts/{}?wait=30", reply.json()["post_id"].as_str().expect("an id"));
+        let status = guarded.service.ask("GET", &path).header("authorization", &noisy).send().await;
+        assert_eq!(status.json()["fanout"]["status"], "done");
+    }
+    let inbox = guarded.service.ask("GET", "/v1/viewers/v0/inbox").header("authorization", &noisy).send().await;
+    let items = inbox.json()["items"].as_array().expect("items").len();
+    assert!((accepted.len()..=accepted.len() + 1).contains(&items), "{items}, one of them the quiet one's");
+}
+
+#[tokio::test]
+async fn a_refused_post_leaves_its_idempotency_key_free() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.rows_per_s, config.quota.rows_burst) = (50, 50);
+    })
+    .await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
+    assert_eq!(publish(&guarded, &key, post(100)).await.status, 202, "larger than the burst, and possible");
+    let ask = |viewers: usize| {
+        let ask = guarded.service.ask("POST", "/v1/posts").header("authorization", &key);
+        ask.header("idempotency-key", "\"k1\"").json(post(viewers)).send()
+    };
+    is_refused(&ask(1).await, "quota.rows_per_s");
+    // Once it is paid off, another request may have the key: the refused one has not claimed it.
+    loop {
+        let reply = ask(2).await;
+        if reply.status == 202 {
+            break;
+        }
+        is_refused(&reply, "quota.rows_per_s");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn in_a_batch_each_post_is_refused_on_its_own() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.posts_per_s, config.quota.posts_burst) = (1, 2);
+    })
+    .await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
+    let body = json!({"posts": vec![post(1); 10]});
+    let ask = guarded.service.ask("POST", "/v1/posts/batch").header("authorization", &key);
+    let results = ask.json(body).send().await.json();
+    let statuses: Vec<u64> = results["results"]
+        .as_array()
+        .expect("results")
+        .iter()
+        .map(|r| r["status"].as_u64().expect("a status"))
+        .collect();
+    let accepted = statuses.iter().filter(|status| **status == 202).count();
+    assert!((2..=4).contains(&accepted) && statuses.iter().all(|status| [202, 429].contains(status)), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn edits_and_retracts_cost_the_rows_of_their_audience() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.rows_per_s, config.quota.rows_burst) = (1, 150);
+    })
+    .await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
+    let id = publish(&guarded, &key, post(100)).await.json()["post_id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/posts/{id}");
+    let edit = guarded.service.ask("PATCH", &path).header("authorization", &key).header("if-match", "*");
+    assert_eq!(edit.json(json!({"type": "t2"})).send().await.status, 202, "while anything is left");
+    let retract = guarded.service.ask("DELETE", &path).header("authorization", &key).send().await;
+    is_refused(&retract, "quota.rows_per_s");
+}
+
+#[tokio::test]
+async fn a_viewer_who_spins_is_slowed_down() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.polls_per_s, config.quota.polls_burst) = (1, 5);
+    })
+    .await;
+    let poll = async |viewer: &str| {
+        let token = format!("Bearer {}", guarded.ring.token(viewer));
+        let path = format!("/v1/viewers/{viewer}/revision");
+        guarded.service.ask("GET", &path).header("authorization", &token).send().await
+    };
+    let mut refused = 0;
+    for _ in 0..50 {
+        let reply = poll("ben").await;
+        if reply.status != 200 {
+            is_refused(&reply, "quota.polls_per_s");
+            assert!(!reply.header("x-poll-interval").is_empty());
+            refused += 1;
+        }
+    }
+    assert!(refused > 20, "{refused} of 50");
+    assert_eq!(poll("cleo").await.status, 200, "another viewer is not concerned");
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_all_connections() {
+    let guarded = Guarded::start_with(|config| config.http.connections_per_address_max = 5).await;
+    let address = guarded.service.running.addr;
+    let mut idle = Vec::new();
+    for _ in 0..5 {
+        idle.push(TcpStream::connect(address).await.expect("connected"));
+    }
+    let mut beyond = TcpStream::connect(address).await.expect("the kernel accepts");
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(std::time::Duration::from_secs(10), beyond.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok() && rest.is_empty(), "closed at once");
+    drop(idle);
+    let freed = async {
+        loop {
+            if guarded.service.running.addr == address && reqwest_get(address).await {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), freed).await.expect("places are given back");
+}
+
+async fn reqwest_get(address: std::net::SocketAddr) -> bool {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    client.get(format!("http://{address}/livez")).send().await.is_ok_and(|answer| answer.status() == 200)
+}
