@@ -27,12 +27,13 @@ const PAGE: u32 = 256;
 const BUSY_TICK: Duration = Duration::from_millis(50);
 /// Posts whose attempts are remembered; the others wait for their turn.
 const DRIVES_MAX: usize = 1_000_000;
-/// The longest pause between tries of chunks that have their rows and wait for the revisions.
-const BUMPLESS_PAUSE: Duration = Duration::from_secs(15);
 /// A lane with more tasks than these has work for a while: what waits in it is not driven again.
 const DEEP_LANE: u64 = 1_000;
 /// But no longer than this: the tasks in the lane may be other ones.
 const DEEP_LANE_PATIENCE: Duration = Duration::from_secs(30);
+/// The longest pause between attempts where only bumps are missing: what is in their way is Redis, and being away it has
+/// not tried anybody's patience. Once it is back the clients must not wait for what doubled meanwhile.
+const BUMPS_PAUSE_MAX: Duration = Duration::from_secs(20);
 /// How long after the end of a post's rows its fan-out is given up. A clock that is wrong by less does no harm.
 const OVERDUE: Duration = Duration::from_secs(24 * 3600);
 
@@ -292,6 +293,7 @@ impl Relay {
         let chance = attempts == 0 && !self.limits.queue_survives;
         let open = |state: &ChunkState| (chance || !state.parked) && !is_done(state, entry, fence);
         let numbers: Vec<u32> = (0..).zip(states).filter(|(_, state)| open(state)).map(|(no, _)| no).collect();
+        let only_bumps = states.iter().filter(|state| open(state)).all(|state| state.has_rows(post.version));
         let mut tasks = Vec::new();
         for no in numbers.iter().take(room) {
             match self.store.chunk(post.id, *no).await? {
@@ -310,14 +312,10 @@ impl Relay {
         // A full lane is nobody's failure: the rest is tried again soon, and counts as no attempt.
         let cut_short = taken < wanted || numbers.len() > room;
         pass.lane_full |= cut_short;
-        let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(self.limits.redrive_after_max);
-        // Rows without bumps: the revisions are away, which is nobody's failure either.
-        let bumpless = numbers.iter().all(|no| states.get(*no as usize).is_some_and(|s| s.has_rows(entry.version)));
-        let (attempts, wait) = match (cut_short, bumpless) {
-            (true, _) => (attempts, self.limits.redrive_after),
-            (false, true) => (attempts, wait.min(BUMPLESS_PAUSE)),
-            (false, false) => (attempts + 1, wait),
-        };
+        let longest = self.limits.redrive_after_max;
+        let longest = if only_bumps { longest.min(BUMPS_PAUSE_MAX) } else { longest };
+        let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(longest);
+        let (attempts, wait) = if cut_short { (attempts, self.limits.redrive_after) } else { (attempts + 1, wait) };
         self.drives.insert(key, Drive { attempts, due: Instant::now() + wait, met });
         Ok(())
     }
