@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::adapters::{Revisions, Store};
 use crate::clock::Clock;
 use crate::domain::revision::NoDelta;
-use crate::domain::{Counts, Mark, PostId, Revision, Row, Token, ViewerId};
+use crate::domain::{Counts, Fence, Mark, PostId, Revision, Row, Token, ViewerId};
 use crate::error::{Error, Result};
 use crate::ports::{MarkOrder, Revisions as _, Store as _};
 use crate::publish::uninterrupted;
@@ -111,8 +111,10 @@ impl Marker {
     /// The items that were there at `token` and lack the mark.
     ///
     /// In this order: rows, then what is still being fanned out, then the ring. A row that was there but whose bump came
-    /// after the token is either in the ring by now, or its chunk was not done when we looked.
+    /// after the token is either in the ring by now, or its chunk was not done when we looked. Unless its bump went to a
+    /// newer life of the revision store, of which this process has not heard yet: then it is in another ring.
     async fn through(&self, viewer: &ViewerId, token: Token, mark: Mark, value: bool) -> Result<Vec<PostId>> {
+        let fence = self.revisions.fence().await?;
         let view = self.reader.view().await?;
         let rows = self.reader.served_rows(&self.store, viewer).await?;
         let open = |row: &&Row| {
@@ -121,13 +123,17 @@ impl Marker {
                 && (row.marks.archived_at.is_none() || mark == Mark::Archived)
         };
         let candidates: Vec<Row> = rows.iter().filter(open).copied().collect();
-        let unfinished = self.unfinished(&candidates).await?;
+        let unfinished = self.unfinished(&candidates, fence).await?;
         let Some((nonce, record)) = self.revisions.record(viewer).await? else {
             return Err(Error::resync("unknown_revision"));
         };
         let Revision { nonce: token_nonce, epoch, counter } = token.revision;
-        if (nonce, record.epoch()) != (token_nonce, epoch) {
-            return Err(Error::resync(if nonce == token_nonce { "unknown_revision" } else { "fence" }));
+        if (nonce, record.epoch()) != (token_nonce, epoch) || nonce != fence.nonce {
+            return Err(Error::resync(if nonce == token_nonce && nonce == fence.nonce {
+                "unknown_revision"
+            } else {
+                "fence"
+            }));
         }
         let later: HashSet<PostId> = match record.changed_since(counter) {
             Ok(posts) => posts.into_iter().collect(),
@@ -140,8 +146,8 @@ impl Marker {
     }
 
     /// Which of `rows` belong to posts that have not been fanned out to everybody yet, at whatever version: these may
-    /// have arrived without their bump. An edit is no arrival.
-    async fn unfinished(&self, rows: &[Row]) -> Result<HashSet<PostId>> {
+    /// have arrived without their bump. An edit is no arrival. An error where the bumps of one are under a newer fence.
+    async fn unfinished(&self, rows: &[Row], fence: Fence) -> Result<HashSet<PostId>> {
         let ids: Vec<PostId> = rows.iter().map(|row| row.post_id).collect();
         let posts = self.store.posts(&ids).await?;
         let mut unfinished = HashSet::new();
@@ -150,6 +156,9 @@ impl Marker {
             // A thousand items are some milliseconds of reads: let others in between.
             tokio::task::coop::consume_budget().await;
             let states = self.store.chunk_states(post.id, 0..post.chunk_count()).await?;
+            if states.iter().any(|state| state.done.is_some_and(|done| done.fence > fence.seq)) {
+                return Err(Error::resync("fence"));
+            }
             if states.iter().any(|state| state.done.is_none()) {
                 unfinished.insert(row.post_id);
             }
