@@ -89,13 +89,17 @@ impl Fanout {
         let task = &delivery.task;
         let name = format!("{}/{}", task.post_id, task.chunk.no);
         self.board.take(name.clone());
+        let early = faults::planted(Planted::AckBeforeRows);
+        if early {
+            let _ = self.queue.ack(Delivery { task: task.clone(), tag: delivery.tag }).await;
+        }
         let outcome = self.process(task).instrument(span(task)).await;
         let rows = if matches!(outcome, Ok(Outcome::Done | Outcome::RowsOnly)) { task.chunk.viewers.len() } else { 0 };
         self.board.finish(&name, rows as u64);
         let settled = match outcome {
             Ok(_) => {
                 faults::at("fanout.done");
-                self.queue.ack(delivery).await
+                if early { Ok(()) } else { self.queue.ack(delivery).await }
             }
             Err(error) => {
                 self.failed(&delivery.task, &error).await;

@@ -77,10 +77,14 @@ pub fn planted(defect: Planted) -> bool {
 mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
 
     use super::Planted;
+
+    /// How long a signal takes to reach all threads, on a busy machine too.
+    const TAKEN_WITHIN: Duration = Duration::from_millis(500);
 
     struct Fault {
         place: String,
@@ -106,6 +110,8 @@ mod armed {
             eprintln!("fault: {:?} at {place}", fault.signal);
             let sent = kill_process(getpid(), fault.signal);
             assert!(sent.is_ok(), "a process may signal itself");
+            // Another thread may be the one that takes the signal: this one must not go on before it has.
+            std::thread::sleep(TAKEN_WITHIN);
         }
     }
 
