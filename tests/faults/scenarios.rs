@@ -1,0 +1,249 @@
+//! The faults, one by one: processes killed and stopped, the broker and the store broken. Those of Redis are next door.
+
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::load::viewer_names;
+use crate::processes::Role;
+use crate::producer::Post;
+use crate::proxy::{Line, Proxy};
+use crate::redis_faults;
+use crate::stack::{RedisServer, empty_queues};
+use crate::stage::{Env, Faulted, Needs, Scenario, Stage};
+use crate::{Outcome, until};
+
+/// Longer than a lease of the relays lasts.
+const PAST_LEASE: f64 = 13.0;
+
+macro_rules! scenario {
+    ($name:literal, $what:literal, $needs:ident, $run:expr) => {
+        Scenario { name: $name, what: $what, needs: Needs::$needs, run: |stage| $run(stage).boxed_local() }
+    };
+}
+
+macro_rules! killed {
+    ($name:literal, $what:literal, $role:ident, $place:literal) => {
+        Scenario {
+            name: $name,
+            what: $what,
+            needs: Needs::Nothing,
+            run: |stage| {
+                let arms = &[concat!($place, "=kill@3"), concat!($place, "=kill@7"), concat!($place, "=kill@12")];
+                killed(stage, Role::$role, arms).boxed_local()
+            },
+        }
+    };
+}
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        killed!("api-claimed", "API killed -9 between key and pending", Api, "publish.claimed"),
+        killed!("api-pending", "API killed -9 between pending and commit", Api, "store.pending"),
+        killed!("api-committed", "API killed -9 between commit and publish", Api, "publish.committed"),
+        killed!("api-changed", "API killed -9 between an edit's commit and its answer", Api, "store.changed"),
+        killed!("api-mark", "API killed -9 between a mark's row and its bump", Api, "mark.written"),
+        scenario!("api-stopped", "API stopped before a commit, and continued", Nothing, api_stopped),
+        scenario!("editor-lost", "an editor loses against one that is killed -9", Nothing, editor_lost),
+        killed!("worker-mid-chunk", "worker killed -9 in the middle of a chunk's rows", Fanout, "store.rows"),
+        killed!("worker-rows", "worker killed -9 between rows and bump", Fanout, "fanout.rows"),
+        killed!("worker-bumped", "worker killed -9 between bump and done", Fanout, "fanout.bumped"),
+        killed!("worker-done", "worker killed -9 between done and ack", Fanout, "fanout.done"),
+        scenario!("worker-stopped", "worker stopped past a lease's time, and continued", Nothing, worker_stopped),
+        scenario!("relay-stopped", "relay stopped past its lease, and continued", Nothing, relay_stopped),
+        scenario!("rabbit-killed", "RabbitMQ killed -9", Stack, rabbit_killed),
+        scenario!("rabbit-purged", "RabbitMQ's queues purged", Nothing, rabbit_purged),
+        scenario!("rabbit-wiped", "RabbitMQ killed -9 and its disk wiped", Stack, rabbit_wiped),
+    ];
+    all.extend(redis_faults::all());
+    all.extend([
+        scenario!("cql-stopped", "the store stopped for 20 s", Stack, cql_stopped),
+        scenario!("cql-reply-lost", "writes applied whose replies are lost", Nothing, cql_reply_lost),
+        scenario!("cql-node-killed", "one of three nodes killed -9 under quorum", ThreeNodes, cql_node_killed),
+    ]);
+    all
+}
+
+/// The defects, and under which fault each has to show.
+pub const PLANTED: [(&str, &str); 8] = [
+    ("skip-bump", "worker-done"),
+    ("ack-before-rows", "worker-mid-chunk"),
+    ("no-fence", "redis-promoted"),
+    ("done-without-fence", "redis-deposed-worker"),
+    ("intent-without-fence", "redis-marks"),
+    ("no-relay", "rabbit-purged"),
+    ("rows-before-token", "redis-evicted"),
+    ("loser-removes-pending", "editor-lost"),
+];
+
+/// What `cargo test` runs: every kind of server once, in little time.
+pub const SHORT: [&str; 4] = ["api-pending", "worker-rows", "rabbit-purged", "redis-flushed"];
+
+async fn killed(stage: &mut Stage, role: Role, arms: &[&str]) -> Outcome<Faulted> {
+    stage.standard(role, arms, Env::new()).await?;
+    let process = if role == Role::Api { &stage.apis[0] } else { &stage.workers[0] };
+    process.killed_times(arms.len()).await?;
+    process.ready(&stage.client).await?;
+    Ok(Faulted { times: arms.len(), healed: Instant::now() })
+}
+
+async fn api_stopped(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Api, &["store.pending=stop@5"], Env::new()).await?;
+    stage.apis[0].stopped().await?;
+    stage.hold(8.0).await;
+    stage.apis[0].signal(Signal::CONT)?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+async fn worker_stopped(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Fanout, &["fanout.rows=stop@8"], Env::new()).await?;
+    stage.workers[0].stopped().await?;
+    stage.hold(PAST_LEASE).await;
+    stage.workers[0].signal(Signal::CONT)?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// Two relays, so that there is somebody to take over; tasks are lost, so that there is something to relay.
+async fn relay_stopped(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.redis.push(RedisServer::start().await?);
+    let redis = [stage.redis[0].url()];
+    for (role, count) in [(Role::Api, 2), (Role::Fanout, 2), (Role::Relay, 2)] {
+        for _ in 0..count {
+            stage.start(role, &redis, vec![("FANFOLD_RABBITMQ__PREFETCH", "1".into())], &[])?;
+        }
+    }
+    stage.begin().await?;
+    stage.work(4.0).await?;
+    stage.relays[0].signal(Signal::STOP)?;
+    lose_tasks(stage).await?;
+    stage.hold(PAST_LEASE).await;
+    lose_tasks(stage).await?;
+    stage.relays[0].signal(Signal::CONT)?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// Lets tasks pile up, and removes them.
+async fn lose_tasks(stage: &Stage) -> Outcome<()> {
+    for worker in &stage.workers {
+        worker.signal(Signal::STOP)?;
+    }
+    stage.hold(1.5).await;
+    let purged = empty_queues(&stage.servers, &stage.prefix, false).await;
+    for worker in &stage.workers {
+        worker.signal(Signal::CONT)?;
+    }
+    purged
+}
+
+async fn rabbit_purged(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Relay, &[], vec![("FANFOLD_RABBITMQ__PREFETCH", "1".into())]).await?;
+    for _ in 0..3 {
+        stage.work(0.5).await?;
+        lose_tasks(stage).await?;
+    }
+    Ok(Faulted { times: 3, healed: Instant::now() })
+}
+
+async fn rabbit_killed(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Relay, &[], Env::new()).await?;
+    stage.work(2.0).await?;
+    stage.servers.stack(&["kill", "rabbitmq"]).await?;
+    stage.work(4.0).await?;
+    stage.servers.stack(&["start", "rabbitmq"]).await?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+async fn rabbit_wiped(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Relay, &[], vec![("FANFOLD_RABBITMQ__PREFETCH", "1".into())]).await?;
+    stage.work(2.0).await?;
+    stage.servers.stack(&["kill", "rabbitmq"]).await?;
+    let disk = stage.servers.stack_folder()?.join("rabbitmq/mnesia");
+    std::fs::remove_dir_all(&disk).map_err(|error| format!("{}: {error}", disk.display()))?;
+    stage.servers.stack(&["start", "rabbitmq"]).await?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+async fn cql_stopped(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Relay, &[], Env::new()).await?;
+    stage.work(2.0).await?;
+    let pid = stage.servers.stack_pid("cassandra")?;
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).ok_or("no pid of the store")?;
+    let signal = |signal| rustix::process::kill_process(pid, signal).map_err(|error| format!("the store: {error}"));
+    signal(Signal::STOP)?;
+    stage.hold(20.0).await;
+    signal(Signal::CONT)?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// The driver takes the contact point's port for that of every node, so it comes back to the proxy.
+async fn cql_reply_lost(stage: &mut Stage) -> Outcome<Faulted> {
+    let first = stage.servers.cql.first().cloned().ok_or("no node of the store")?;
+    let proxy = Proxy::start(first).await?;
+    stage.cql = proxy.address();
+    stage.standard(Role::Relay, &[], Env::new()).await?;
+    for _ in 0..4 {
+        stage.work(1.5).await?;
+        proxy.set(Line::Deaf);
+        stage.work(1.0).await?;
+        proxy.set(Line::Through);
+    }
+    let healed = Instant::now();
+    // Until the last of the two clients of each process is back; the proxy must outlive the check.
+    stage.proxies.push(proxy);
+    Ok(Faulted { times: 4, healed })
+}
+
+async fn cql_node_killed(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Relay, &[], Env::new()).await?;
+    stage.work(2.0).await?;
+    stage.servers.stack(&["kill", "cassandra3"]).await?;
+    stage.work(6.0).await?;
+    stage.servers.stack(&["start", "cassandra3"]).await?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// Both are about to write version 2 and have told the relay so. One wins and is killed before anybody is told to fan
+/// it out; the other loses, and must leave the winner's pending entry alone.
+async fn editor_lost(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.no_edits = true;
+    stage.redis.push(RedisServer::start().await?);
+    let redis = [stage.redis[0].url()];
+    stage.start(Role::Api, &redis, Env::new(), &["store.changed=kill@1"])?;
+    stage.start(Role::Api, &redis, Env::new(), &["store.change_pending=stop@1"])?;
+    for role in [Role::Fanout, Role::Fanout, Role::Relay] {
+        stage.start(role, &redis, Env::new(), &[])?;
+    }
+    stage.begin().await?;
+    let (winner, loser, audience) = (900_000_001, 900_000_002, viewer_names());
+    let body = json!({ "type": "test.post", "data": { "number": 900_000_000 }, "audience": { "viewers": audience } });
+    let published = stage.client.post(format!("{}/v1/posts", stage.apis[0].url())).json(&body).send().await;
+    let published = published.map_err(|error| format!("publish: {error}"))?.json::<serde_json::Value>().await;
+    let published = published.map_err(|error| format!("publish: {error}"))?;
+    let id = published["post_id"].as_str().ok_or("no post id")?.to_owned();
+    until("the first version is settled", Duration::from_secs(30), async || {
+        stage.keyspace.pending_of(&id, 1).await == Ok(0)
+    })
+    .await?;
+    let edit = |node: usize, number: u64| {
+        let request = stage.client.patch(format!("{}/v1/posts/{id}", stage.apis[node].url()));
+        let request = request.header("If-Match", "\"1\"").timeout(Duration::from_secs(60));
+        request.json(&json!({ "data": { "number": number } })).send()
+    };
+    let losing = tokio::spawn(edit(1, loser));
+    stage.apis[1].stopped().await?;
+    if let Ok(answer) = edit(0, winner).await {
+        return Err(format!("the winner was to be killed, but answered {answer:?}"));
+    }
+    stage.apis[0].killed_times(1).await?;
+    stage.apis[1].signal(Signal::CONT)?;
+    let lost = losing.await.map_err(|error| format!("{error}"))?.map_err(|error| format!("the loser: {error}"))?;
+    if lost.status() != 412 {
+        return Err(format!("the loser was to be refused, but was answered {lost:?}"));
+    }
+    stage.apis[0].ready(&stage.client).await?;
+    stage.posts.push(Post { id, audience, version: 2, number: winner, retracted: false });
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}

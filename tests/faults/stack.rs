@@ -1,0 +1,259 @@
+//! The servers under test: the store and the broker of `dev/stack`, and Redis servers of each run's own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use fanfold::adapters::scylla as adapter;
+use fanfold::clock::Clock;
+use fanfold::config::{self, Overrides};
+use fanfold::service::options;
+use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+use crate::{Outcome, until};
+
+/// Where the servers are.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    pub cql: Vec<String>,
+    pub amqp: String,
+    /// `dev/stack`, where servers that others use as well may be killed.
+    pub stack: Option<PathBuf>,
+}
+
+impl Servers {
+    /// From the environment; `None` if it names none.
+    pub fn from_env() -> Option<Self> {
+        let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let nodes = named("FANFOLD_TEST_CQL_NODES").or_else(|| named("FANFOLD_TEST_CQL"))?;
+        let amqp = named("FANFOLD_TEST_AMQP")?;
+        named("FANFOLD_TEST_REDIS")?;
+        let stack = named("FANFOLD_TEST_STACK").map(PathBuf::from);
+        Some(Self { cql: nodes.split(',').map(str::to_owned).collect(), amqp, stack })
+    }
+
+    /// Whether there are three nodes with three copies.
+    pub fn three_nodes(&self) -> bool {
+        self.cql.len() >= 3
+    }
+
+    /// Runs `dev/stack` with these words.
+    pub async fn stack(&self, words: &[&str]) -> Outcome<String> {
+        let program = self.stack.as_ref().ok_or("this fault is for dev/faults: it kills servers of dev/stack")?;
+        let done = Command::new(program).args(words).stdin(Stdio::null()).output().await;
+        let done = done.map_err(|error| format!("dev/stack: {error}"))?;
+        let told = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+        if done.status.success() { Ok(told) } else { Err(format!("dev/stack {words:?}: {told}")) }
+    }
+
+    /// The folder in which `dev/stack` keeps its servers.
+    pub fn stack_folder(&self) -> Outcome<PathBuf> {
+        let target = std::env::var("FANFOLD_TEST_TARGET").map_err(|_| "FANFOLD_TEST_TARGET is not set")?;
+        Ok(Path::new(&target).join("stack"))
+    }
+
+    /// The process of a server of the stack.
+    pub fn stack_pid(&self, service: &str) -> Outcome<u32> {
+        let file = self.stack_folder()?.join(format!("{service}.pid"));
+        let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        text.trim().parse().map_err(|_| format!("{} holds no pid", file.display()))
+    }
+}
+
+/// A keyspace of a run's own, with a connection that looks into it.
+pub struct Keyspace {
+    pub name: String,
+    session: Session,
+}
+
+/// What is left to do in a keyspace.
+#[derive(Debug, Default)]
+pub struct Left {
+    pub pending: usize,
+    pub intents: usize,
+    /// The first few, for the report of a run that does not drain.
+    pub examples: Vec<String>,
+}
+
+impl Left {
+    pub fn is_nothing(&self) -> bool {
+        self.pending + self.intents == 0
+    }
+}
+
+impl Keyspace {
+    /// Makes it, with the schema.
+    pub async fn create(servers: &Servers) -> Outcome<Self> {
+        let name = format!("fanfold_faults_{:08x}", rand::random::<u32>());
+        let mut settings = vec![
+            ("FANFOLD_SCYLLA__CONTACT_POINTS".to_owned(), servers.cql.join(",")),
+            ("FANFOLD_SCYLLA__KEYSPACE".to_owned(), name.clone()),
+            ("FANFOLD_SCYLLA__CONNECT_TIMEOUT_MS".to_owned(), "30000".to_owned()),
+        ];
+        let copies = if servers.three_nodes() { "3" } else { "1" };
+        settings.push(("FANFOLD_SCYLLA__REPLICATION_FACTOR".to_owned(), copies.to_owned()));
+        let config = config::load(&Overrides::default(), settings).map_err(|error| format!("{error}"))?;
+        let migration = options::migration(&config, &Clock::system());
+        adapter::migrate(&migration).await.map_err(|error| format!("the schema: {error}"))?;
+        let session = SessionBuilder::new().known_nodes(&servers.cql).build().await;
+        let session = session.map_err(|error| format!("the store: {error}"))?;
+        Ok(Self { name, session })
+    }
+
+    pub async fn drop(&self) {
+        let _ = self.session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {}", self.name), &[]).await;
+    }
+
+    async fn rows<R>(&self, text: &str) -> Outcome<Vec<R>>
+    where
+        R: for<'f, 'm> ::scylla::deserialize::row::DeserializeRow<'f, 'm>,
+    {
+        let text = text.replace("{ks}", &self.name);
+        let asked = tokio::time::timeout(Duration::from_secs(10), self.session.query_unpaged(text.as_str(), &[]));
+        let found = asked.await.map_err(|_| "the store did not answer")?.map_err(|error| format!("{error}"))?;
+        let found = found.into_rows_result().map_err(|error| format!("{error}"))?;
+        found.rows::<R>().map_err(|error| format!("{error}"))?.map(|row| row.map_err(|e| format!("{e}"))).collect()
+    }
+
+    /// What the relay still has to do. Entries whose post was never committed are not: they wait for their producer's
+    /// retry.
+    pub async fn left(&self) -> Outcome<Left> {
+        let mut left = Left::default();
+        for (id, version) in self.rows::<(Uuid, i32)>("SELECT post_id, version FROM {ks}.pending").await? {
+            let found = format!("SELECT version FROM {{ks}}.posts WHERE post_id = {id}");
+            let committed = self.rows::<(Option<i32>,)>(&found).await?.first().and_then(|(version,)| *version);
+            if committed.is_some_and(|committed| committed >= version) {
+                left.pending += 1;
+                left.examples.push(format!("pending {id} at {version}"));
+            }
+        }
+        for (viewer, mark) in self.rows::<(String, i64)>("SELECT viewer_id, mark_id FROM {ks}.intents").await? {
+            left.intents += 1;
+            left.examples.push(format!("intent {mark} of {viewer}"));
+        }
+        left.examples.truncate(5);
+        Ok(left)
+    }
+
+    /// How many lives of Redis are in the registry.
+    pub async fn fences(&self) -> Outcome<usize> {
+        Ok(self.rows::<(i32,)>("SELECT seq FROM {ks}.fences WHERE scope = 'main'").await?.len())
+    }
+
+    /// How many entries of a post at a version or later are pending.
+    pub async fn pending_of(&self, post: &str, version: i32) -> Outcome<usize> {
+        let all = self.rows::<(Uuid, i32)>("SELECT post_id, version FROM {ks}.pending").await?;
+        Ok(all.iter().filter(|(id, at)| id.to_string() == post && *at >= version).count())
+    }
+}
+
+/// Removes what is in the queues of a run, or the queues themselves.
+pub async fn empty_queues(servers: &Servers, prefix: &str, delete: bool) -> Outcome<()> {
+    let connecting = lapin::Connection::connect(&servers.amqp, lapin::ConnectionProperties::default());
+    let connection = connecting.await.map_err(|error| format!("the broker: {error}"))?;
+    let channel = connection.create_channel().await.map_err(|error| format!("the broker: {error}"))?;
+    for lane in ["small", "bulk", "parked"] {
+        let queue = format!("{prefix}.{lane}");
+        let done = if delete {
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map(|_| ())
+        } else {
+            channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await.map(|_| ())
+        };
+        done.map_err(|error| format!("the broker: {error}"))?;
+    }
+    connection.close(0, "done".into()).await.map_err(|error| format!("the broker: {error}"))
+}
+
+/// A `redis-server` of a run's own, without a disk: killed, it comes back empty.
+pub struct RedisServer {
+    child: Child,
+    pub port: u16,
+    args: Vec<String>,
+    dir: tempfile::TempDir,
+}
+
+impl RedisServer {
+    /// A master.
+    pub async fn start() -> Outcome<Self> {
+        Self::start_with(Vec::new()).await
+    }
+
+    /// A replica that reaches its master by `port`, once it has all of it.
+    pub async fn replica_of(port: u16) -> Outcome<Self> {
+        let server = Self::start_with(vec!["--replicaof".into(), "127.0.0.1".into(), port.to_string()]).await?;
+        until("a replica is linked to its master", Duration::from_secs(30), async || {
+            let info: String = server.run("INFO replication").await.unwrap_or_default();
+            info.contains("master_link_status:up")
+        })
+        .await?;
+        Ok(server)
+    }
+
+    async fn start_with(args: Vec<String>) -> Outcome<Self> {
+        let dir = tempfile::tempdir().map_err(|error| format!("a folder for Redis: {error}"))?;
+        let port = free_port()?;
+        let server = Self { child: spawn_redis(dir.path(), port, &args)?, port, args, dir };
+        server.answers().await?;
+        Ok(server)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    async fn answers(&self) -> Outcome<()> {
+        until("redis-server answers", Duration::from_secs(10), async || self.run::<String>("PING").await.is_ok()).await
+    }
+
+    /// Kills it with -9.
+    pub async fn kill(&mut self) -> Outcome<()> {
+        self.child.kill().await.map_err(|error| format!("redis-server: {error}"))
+    }
+
+    /// Starts it again, empty.
+    pub async fn revive(&mut self) -> Outcome<()> {
+        self.child = spawn_redis(self.dir.path(), self.port, &self.args)?;
+        self.answers().await
+    }
+
+    /// Runs a command, its words separated by spaces.
+    pub async fn run<T: redis::FromRedisValue>(&self, command: &str) -> Outcome<T> {
+        let mut words = command.split(' ');
+        let mut call = redis::cmd(words.next().unwrap_or_default());
+        words.for_each(|word| {
+            call.arg(word);
+        });
+        let client = redis::Client::open(self.url()).map_err(|error| format!("redis: {error}"))?;
+        let connected = client.get_multiplexed_async_connection().await;
+        let mut connection = connected.map_err(|error| format!("redis: {error}"))?;
+        call.query_async(&mut connection).await.map_err(|error| format!("redis {command}: {error}"))
+    }
+}
+
+fn spawn_redis(dir: &Path, port: u16, args: &[String]) -> Outcome<Child> {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "no", "--save", ""])
+        .args(["--repl-diskless-sync-delay", "0", "--repl-timeout", "60"])
+        .args(args)
+        .arg("--dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("redis-server: {error}"))
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> Outcome<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(|error| format!("a port: {error}"))?;
+    Ok(listener.local_addr().map_err(|error| format!("a port: {error}"))?.port())
+}
