@@ -137,6 +137,8 @@ async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     queue.set_prefetch(0);
     eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    // Whichever it was: what is returned or redelivered may change places.
+    let expected = (0..4).filter(|no| *no != in_hand.task.chunk.no).collect();
     queue.ack(in_hand).await.expect("what is in hand can still be finished");
     queue.set_prefetch(2);
     let mut seen = std::collections::HashSet::new();
@@ -145,7 +147,7 @@ async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
         assert!(seen.insert(delivery.task.chunk.no), "delivered twice");
         queue.ack(delivery).await.expect("acknowledged");
     }
-    assert_eq!(seen, [1, 2, 3].into());
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test]
