@@ -152,7 +152,7 @@ impl Reader {
         // The revision first, then the rows: the page is never older than its token.
         let early = if faults::planted(Planted::RowsBeforeToken) {
             let read = self.read_window(&self.pages, viewer).await?;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
             Some(read)
         } else {
             None
