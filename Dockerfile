@@ -7,7 +7,7 @@ COPY . .
 # The caches stay on the builder: a second build compiles what has changed.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --locked --release --bins \
+    cargo build --locked --release --features tls --bins \
     && install --strip -D --target-directory=/out \
         target/release/fanfold target/release/fanfold-fanout target/release/fanfold-relay
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures::future::join;
 use metrics::{counter, histogram};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -127,13 +128,7 @@ impl Fanout {
         }
         let (post, rows) = self.write_rows(task, post).await?;
         faults::at("fanout.rows");
-        let change = Change { post_id: post.id, version: post.version };
-        let bumped = if faults::planted(Planted::SkipBump) {
-            self.revisions.fence().await.map(|fence| fence.seq)
-        } else {
-            self.revisions.bump(&task.chunk.viewers, change).await
-        };
-        let fence = match bumped {
+        let fence = match self.bump(task, &post).await {
             Ok(fence) => fence,
             Err(error) if error.kind() == Kind::Unavailable => {
                 warn!(%error, post = %post.id, chunk = task.chunk.no, "rows written, revisions cannot be bumped now");
@@ -146,6 +141,24 @@ impl Fanout {
         self.store.chunk_done(post.id, task.chunk.no, Done { version: post.version, fence }, rows).await?;
         self.observe(task, &post, rows);
         Ok(Outcome::Done)
+    }
+
+    /// Bumps the viewers of a chunk whose rows are written, and answers under which fence.
+    ///
+    /// The registry is read after the rows were written: with the fence the newest even then, they were there before
+    /// anybody could get a token of a later one. Marks "through" a token rely on it. A bump of a life that is over is none.
+    async fn bump(&self, task: &Task, post: &Post) -> Result<u32> {
+        if faults::planted(Planted::SkipBump) {
+            return Ok(self.revisions.fence().await?.seq);
+        }
+        let change = Change { post_id: post.id, version: post.version };
+        let (bumped, newest) = join(self.revisions.bump(&task.chunk.viewers, change), self.store.newest_fence()).await;
+        let (fence, newest) = (bumped?, newest?);
+        let counts = newest.is_some_and(|(newest, _)| newest.seq == fence);
+        if counts || faults::planted(Planted::DoneWithoutFence) {
+            return Ok(fence);
+        }
+        Err(Error::unavailable("revisions_unavailable", "the revisions that were bumped are of a life that is over"))
     }
 
     async fn is_done(&self, task: &Task, post: &Post) -> Result<bool> {

@@ -140,6 +140,7 @@ mod tests {
         let never = || std::future::pending();
         let (stuck, refused) = (flights.join(&1, never), flights.join(&2, async || Ok(2)));
         tokio::select! {
+            biased;
             _ = stuck => unreachable!("it never lands"),
             refused = refused => {
                 let error = refused.expect_err("no turn");

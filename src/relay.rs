@@ -71,6 +71,8 @@ pub struct Relay {
     intents: Intents,
     /// How many tasks each lane still takes, as asked in this pass.
     rooms: [Option<u64>; 2],
+    /// The queue could not be used in this pass.
+    queue_away: bool,
     /// Nothing of what was queued before this process is left, so the first round does not wait.
     first_round: bool,
     /// Where the next pass goes on; `None` to begin a new round.
@@ -139,6 +141,7 @@ impl Relay {
             limits,
             shard,
             rooms: [None; 2],
+            queue_away: false,
             first_round: !limits.queue_survives,
             cursor: None,
             drives: HashMap::new(),
@@ -181,6 +184,7 @@ impl Relay {
     pub async fn pass(&mut self) -> Result<Pass> {
         let mut pass = Pass::default();
         self.rooms = [None; 2];
+        self.queue_away = false;
         while pass.looked < self.limits.scan_max as usize && !pass.round_done {
             let page = self.store.pending(self.shard, self.cursor, PAGE.min(self.limits.scan_max)).await?;
             pass.looked += page.entries.len();
@@ -216,11 +220,16 @@ impl Relay {
             match self.judge(&entry, post.as_ref(), &states, fence) {
                 Verdict::Settle(verdict) => settled.push(verdict),
                 Verdict::Leave => {}
-                Verdict::Drive(post) => {
-                    if let Err(error) = self.drive(&entry, post, &states, fence, pass).await {
-                        error!(%error, post = %entry.post_id, "a pending post cannot be driven");
+                // What is complete is settled all the same.
+                Verdict::Drive(_) if self.queue_away => {}
+                Verdict::Drive(post) => match self.drive(&entry, post, &states, fence, pass).await {
+                    Ok(()) => {}
+                    Err(error) if error.code() == "queue_unavailable" => {
+                        self.queue_away = true;
+                        warn!(%error, shard = self.shard, "pending posts cannot be driven before the queue is back");
                     }
-                }
+                    Err(error) => error!(%error, post = %entry.post_id, "a pending post cannot be driven"),
+                },
             }
         }
         if !settled.is_empty() {

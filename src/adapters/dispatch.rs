@@ -107,6 +107,16 @@ impl Queue {
     }
 }
 
+impl Revisions {
+    /// How many requests wait for a change.
+    pub fn waiters(&self) -> usize {
+        match self {
+            Self::Embedded(inner) => inner.waiters(),
+            Self::Redis(inner) => inner.waiters(),
+        }
+    }
+}
+
 /// Hands each method to whichever of the variants (first, in brackets) it is.
 macro_rules! forward {
     ($variants:tt $($name:ident($($arg:ident: $type:ty),*) -> $output:ty;)*) => {

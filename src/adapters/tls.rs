@@ -15,8 +15,9 @@ pub fn authorities(file: &Path) -> Result<String> {
 /// An error unless this build can encrypt.
 #[cfg(not(feature = "tls"))]
 pub fn available() -> Result<()> {
+    use crate::error::Kind;
     let detail = "this build has no TLS to the backends: build with --features tls, as the image does";
-    Err(Error::new(crate::error::Kind::Conflict, "tls_not_built", detail))
+    Err(Error::new(Kind::Conflict, "tls_not_built", detail))
 }
 
 /// An error unless this build can encrypt.

@@ -34,7 +34,7 @@ async fn killed(stage: &mut Stage) -> Outcome<Faulted> {
     for _ in 0..2 {
         stage.work(2.0).await?;
         stage.redis[0].kill().await?;
-        stage.work(2.0).await?;
+        stage.hold(3.0).await;
         stage.redis[0].revive().await?;
     }
     Ok(Faulted { times: 2, healed: Instant::now() })

@@ -56,6 +56,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!("relay-stopped", "relay stopped past its lease, and continued", Nothing, relay_stopped),
         scenario!("rabbit-killed", "RabbitMQ killed -9", Stack, rabbit_killed),
         scenario!("rabbit-purged", "RabbitMQ's queues purged", Nothing, rabbit_purged),
+        scenario!("rabbit-deleted", "RabbitMQ's queues deleted", Nothing, rabbit_deleted),
         scenario!("rabbit-wiped", "RabbitMQ killed -9 and its disk wiped", Stack, rabbit_wiped),
     ];
     all.extend(redis_faults::all());
@@ -147,6 +148,15 @@ async fn rabbit_purged(stage: &mut Stage) -> Outcome<Faulted> {
     Ok(Faulted { times: 3, healed: Instant::now() })
 }
 
+async fn rabbit_deleted(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Relay, &[], vec![("FANFOLD_RABBITMQ__PREFETCH", "1".into())]).await?;
+    for _ in 0..2 {
+        stage.work(1.5).await?;
+        empty_queues(&stage.servers, &stage.prefix, true).await?;
+    }
+    Ok(Faulted { times: 2, healed: Instant::now() })
+}
+
 async fn rabbit_killed(stage: &mut Stage) -> Outcome<Faulted> {
     stage.standard(Role::Relay, &[], Env::new()).await?;
     stage.work(2.0).await?;
@@ -187,7 +197,7 @@ async fn cql_reply_lost(stage: &mut Stage) -> Outcome<Faulted> {
     for _ in 0..4 {
         stage.work(1.5).await?;
         proxy.set(Line::Deaf);
-        stage.work(1.0).await?;
+        stage.hold(1.0).await;
         proxy.set(Line::Through);
     }
     let healed = Instant::now();

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use fanfold::adapters::scylla as adapter;
@@ -15,6 +17,9 @@ use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 use crate::{Outcome, until};
+
+/// Where the ports of processes and Redis servers begin, and how many there are.
+const PORTS: (u16, u16) = (20_000, 5_000);
 
 /// Where the servers are.
 #[derive(Clone, Debug)]
@@ -252,8 +257,16 @@ fn spawn_redis(dir: &Path, port: u16, args: &[String]) -> Outcome<Child> {
         .map_err(|error| format!("redis-server: {error}"))
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, each once. Below those that the system gives to connections: a process that is killed
+/// must find its own free when it comes back.
 pub fn free_port() -> Outcome<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(|error| format!("a port: {error}"))?;
-    Ok(listener.local_addr().map_err(|error| format!("a port: {error}"))?.port())
+    static NEXT: OnceLock<AtomicU16> = OnceLock::new();
+    let next = NEXT.get_or_init(|| AtomicU16::new(rand::random_range(0..PORTS.1)));
+    for _ in 0..PORTS.1 {
+        let port = PORTS.0 + next.fetch_add(1, Ordering::Relaxed) % PORTS.1;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err("there is no free port".into())
 }

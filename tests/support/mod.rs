@@ -8,8 +8,7 @@
 use std::path::PathBuf;
 
 use fanfold::clock::Clock;
-use fanfold::config::Mode;
-use fanfold::config::{self, Config, Overrides};
+use fanfold::config::{self, Config, Mode, Overrides, Scylla};
 use fanfold::ports::Path;
 use fanfold::service::worker::{Role, Worker};
 use fanfold::service::{Running, console};
@@ -22,6 +21,7 @@ pub struct Service {
     /// What runs.
     pub running: Running,
     workers: Vec<Worker>,
+    keyspace: Option<Keyspace>,
     /// Where it keeps its data; gone when dropped.
     pub data: TempDir,
     client: reqwest::Client,
@@ -30,6 +30,27 @@ pub struct Service {
 /// A request on its way.
 #[must_use]
 pub struct Ask(reqwest::RequestBuilder);
+
+/// A keyspace that goes with its service: a server of the tests has no room for as many as there are tests.
+struct Keyspace(Scylla);
+
+impl Drop for Keyspace {
+    fn drop(&mut self) {
+        let Scylla { contact_points, keyspace, .. } = self.0.clone();
+        // A thread of its own, for the test's runtime may be the one that drops it.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let builder = scylla::client::session_builder::SessionBuilder::new().known_nodes(contact_points);
+                let session = builder.build().await.expect("connected");
+                session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await.expect("dropped");
+            });
+        });
+        if dropped.join().is_err() && !std::thread::panicking() {
+            panic!("the keyspace of a test could not be dropped");
+        }
+    }
+}
 
 /// Whether the tests run on real servers.
 pub fn is_cluster() -> bool {
@@ -92,8 +113,9 @@ impl Service {
         for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| is_cluster()) {
             workers.push(Worker::start(role, &config, clock.clone()).await.expect("starts"));
         }
+        let keyspace = is_cluster().then(|| Keyspace(config.scylla.clone()));
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        Self { running, workers, data, client }
+        Self { running, workers, keyspace, data, client }
     }
 
     /// Stops it, and gives back its data.
@@ -102,6 +124,8 @@ impl Service {
         for worker in self.workers {
             worker.shutdown().await;
         }
+        // Part of the data that is given back.
+        std::mem::forget(self.keyspace);
         self.data
     }
 
