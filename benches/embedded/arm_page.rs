@@ -8,21 +8,18 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path as Segment, State};
-use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use fanfold::domain::{PostId, Time};
 use fjall::Slice;
-use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::measure::Result;
+use crate::page_json::{self, Body};
 use crate::posts;
 use crate::raw::RawStore;
 use crate::scenarios::page::{PAGE, ROWS, VIEWERS};
 
-const TOKEN: &str = "AQ3qU0mWm4TqzS0XyqXb0kQAAAAAAAAABwAGQyJ7vQAA";
-const CURSOR: &str = "AgIBm4TqzS0XyqXb0kQAAAAAAAAABwAGQyJ7vQAAAQ3qU0mWm4TqzS0XyqXb0kQAAAA";
 /// A row's value as the service has it: form, version, not deleted.
 const ROW: [u8; 6] = [1, 0, 0, 0, 1, 0];
 
@@ -31,50 +28,6 @@ type Id = [u8; 16];
 struct RawPages {
     raw: RawStore,
     bodies: moka::sync::Cache<Id, Arc<Body>>,
-}
-
-struct Body {
-    post_id: String,
-    published_at: String,
-    data: Box<RawValue>,
-}
-
-#[derive(Serialize)]
-struct Page<'a> {
-    viewer_id: &'a str,
-    token: &'a str,
-    items: Vec<Item<'a>>,
-    next_cursor: &'a str,
-    truncated: bool,
-    unseen_count: Count,
-    unread_count: Count,
-}
-
-#[derive(Clone, Copy, Serialize)]
-struct Count {
-    value: u32,
-    capped: bool,
-}
-
-#[derive(Serialize)]
-struct Actor<'a> {
-    id: &'a str,
-}
-
-#[derive(Serialize)]
-struct Item<'a> {
-    post_id: &'a str,
-    version: u32,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    actor: Actor<'a>,
-    data: &'a RawValue,
-    thread_key: Option<&'a str>,
-    published_at: &'a str,
-    expires_at: Option<&'a str>,
-    seen_at: Option<&'a str>,
-    read_at: Option<&'a str>,
-    archived_at: Option<&'a str>,
 }
 
 /// Fills a database in `folder` and answers as an inbox does.
@@ -116,41 +69,5 @@ async fn page(State(pages): State<Arc<RawPages>>, Segment(viewer): Segment<Strin
             found.extend(pages.bodies.get(&id.map(|byte| !byte)));
         }
     }
-    let counted = Count { value: count.min(99), capped: count > 99 };
-    let page = Page {
-        viewer_id: &viewer,
-        token: TOKEN,
-        items: found.iter().map(|body| item(body)).collect(),
-        next_cursor: CURSOR,
-        truncated: false,
-        unseen_count: counted,
-        unread_count: counted,
-    };
-    let json = serde_json::to_vec(&page).expect("a page is plain JSON");
-    // What every answer of the service carries, as constants.
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::ETAG, "W/\"AQ3qU0mWm4TqzS0XyqXb0kQAAAAAAAAABwAGQyJ7vQAA\""),
-        (header::CACHE_CONTROL, "private, no-cache"),
-        (header::VARY, "Authorization, Origin"),
-        (HeaderName::from_static("x-poll-interval"), "15"),
-    ];
-    (headers, json)
-}
-
-fn item(body: &Body) -> Item<'_> {
-    let (kind, id, _) = posts::content();
-    Item {
-        post_id: &body.post_id,
-        version: 1,
-        kind,
-        actor: Actor { id },
-        data: &body.data,
-        thread_key: None,
-        published_at: &body.published_at,
-        expires_at: None,
-        seen_at: None,
-        read_at: None,
-        archived_at: None,
-    }
+    page_json::answer(&viewer, found.iter().map(AsRef::as_ref), count)
 }

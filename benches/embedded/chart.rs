@@ -2,6 +2,7 @@
 //!
 //! Columns do not share pixels: names, bars, values, verdicts each have their own, so no text meets another or a line.
 
+use crate::MODE;
 use crate::findings::{Comparison, Figure, Findings, POSTS_A_MINUTE};
 use crate::measure::{Limit, Measure};
 use crate::report::number;
@@ -21,7 +22,7 @@ const ASKED_FOR: f64 = 100_000.0;
 pub fn draw(findings: &Findings, machine: &str) -> String {
     let mut svg = Svg::new(WIDTH);
     let mut y = 40.0;
-    svg.text((LEFT, y), Anchor::Start, HEADING, "Fanfold, embedded: cost beside its raw ceiling");
+    svg.text((LEFT, y), Anchor::Start, HEADING, &format!("Fanfold, {MODE}: cost beside its raw ceiling"));
     y += 20.0;
     svg.text(
         (LEFT, y),

@@ -73,7 +73,8 @@ impl Child {
         Ok(())
     }
 
-    async fn ask(&mut self, question: &str) -> Result<String> {
+    /// Asks it something; it answers with its CPU time as a rule.
+    pub async fn ask(&mut self, question: &str) -> Result<String> {
         self.questions.write_all(format!("{question}\n").as_bytes()).await?;
         Ok(self.answers.next_line().await?.ok_or("an arm has ended early")?)
     }

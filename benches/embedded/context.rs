@@ -57,7 +57,10 @@ impl Context {
 pub fn settings() -> Vec<(String, String)> {
     let texts =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    texts.filter(|(name, _)| name.starts_with("FANFOLD_")).collect()
+    // Where the servers are is no setting of the service.
+    let foreign = ["FANFOLD_TEST_", "FANFOLD_STACK_"];
+    let ours = |name: &str| name.starts_with("FANFOLD_") && !foreign.iter().any(|prefix| name.starts_with(prefix));
+    texts.filter(|(name, _)| ours(name)).collect()
 }
 
 /// The configuration as shipped but for [`settings`], for the data folder `data` and any free port.

@@ -16,11 +16,13 @@ mod engine;
 mod findings;
 mod load;
 mod measure;
+mod page_json;
 mod posts;
 mod raw;
 mod report;
 mod scenarios;
 mod service;
+mod serving;
 mod svg;
 
 use std::path::PathBuf;
@@ -31,6 +33,9 @@ use clap::Parser;
 use crate::context::Context;
 use crate::findings::Findings;
 use crate::measure::Result;
+
+/// The mode that is measured, for the reports.
+const MODE: &str = "embedded";
 
 /// Benchmarks of the embedded mode; see `dev/bench --help`.
 #[derive(Debug, Parser)]

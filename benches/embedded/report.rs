@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::MODE;
 use crate::findings::{Comparison, Figure, Findings};
 use crate::measure::{Limit, Measure};
 
@@ -130,7 +131,7 @@ pub fn text(findings: &Findings) -> String {
 
 /// The tables as Markdown, with what each comparison is.
 pub fn markdown(findings: &Findings, machine: &str) -> String {
-    let mut parts = vec![format!("# Benchmarks of the embedded mode\n\n{machine}. Medians of alternating pairs.")];
+    let mut parts = vec![format!("# Benchmarks of the {MODE} mode\n\n{machine}. Medians of alternating pairs.")];
     for cells in tables(findings) {
         let mut lines = aligned(&cells, ("| ", " | ", " |"));
         let rule: Vec<&str> =

@@ -5,13 +5,13 @@ use std::time::Duration;
 use fanfold::domain::{Change, PostId, Time, ViewerId};
 use fanfold::ports::Revisions as _;
 
-use crate::arms::announce;
 use crate::child;
 use crate::context::Context;
 use crate::engine;
 use crate::findings::{Figure, Findings};
 use crate::measure::{Limit, Result, resident_mib};
 use crate::posts;
+use crate::serving::announce;
 
 /// More than the ring holds, so that every ring is full and has dropped something.
 const POSTS: i64 = 20;

@@ -1,0 +1,75 @@
+//! What the servers take of the machine, from /proc: their CPU time beside that of the workers says what bounds a run.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::measure::Result;
+
+/// CPU seconds so far.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    at: Instant,
+    /// By server, those of several nodes together.
+    servers: Vec<(String, f64)>,
+    /// Everything on this machine, whoever's it is.
+    machine: f64,
+}
+
+/// Cores in use between two snapshots.
+#[derive(Clone, Debug)]
+pub struct Usage {
+    /// By server.
+    pub servers: Vec<(String, f64)>,
+    /// Everything.
+    pub machine: f64,
+}
+
+impl Snapshot {
+    /// Now. `stack` is where dev/stack keeps process ids.
+    pub fn take(stack: &Path) -> Result<Self> {
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        let mut servers: Vec<(String, f64)> = Vec::new();
+        for (file, name) in [("redis", "Redis"), ("rabbitmq", "RabbitMQ")]
+            .into_iter()
+            .chain(["cassandra", "cassandra2", "cassandra3"].map(|file| (file, "the CQL server")))
+        {
+            let Ok(pid) = fs::read_to_string(stack.join(format!("{file}.pid"))) else { continue };
+            let seconds = process_ticks(pid.trim())? / ticks;
+            match servers.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += seconds,
+                None => servers.push((name.to_owned(), seconds)),
+            }
+        }
+        Ok(Self { at: Instant::now(), servers, machine: machine_ticks()? / ticks })
+    }
+
+    /// Cores in use from `self` until now.
+    pub fn until_now(&self, stack: &Path) -> Result<Usage> {
+        let now = Self::take(stack)?;
+        let wall_s = (now.at - self.at).as_secs_f64().max(1e-3);
+        let server = |((name, after), (_, before)): (&(String, f64), &(String, f64))| {
+            (name.clone(), (after - before).max(0.0) / wall_s)
+        };
+        let servers = now.servers.iter().zip(&self.servers).map(server).collect();
+        Ok(Usage { servers, machine: (now.machine - self.machine).max(0.0) / wall_s })
+    }
+}
+
+/// User and system time of a process. The name in the second field may hold spaces and brackets.
+fn process_ticks(pid: &str) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').ok_or("an odd /proc/PID/stat")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let field = |at: usize| -> Result<f64> { Ok(fields.get(at).ok_or("a short /proc/PID/stat")?.parse()?) };
+    Ok(field(11)? + field(12)?)
+}
+
+/// Time of all processors that was not idle and not waiting for disks.
+fn machine_ticks() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().ok_or("an empty /proc/stat")?;
+    let fields = line.split_ascii_whitespace().skip(1).map(str::parse::<f64>).collect::<Result<Vec<_>, _>>()?;
+    // user nice system idle iowait irq softirq steal; guests are in user already.
+    Ok(fields.iter().take(8).enumerate().filter(|(at, _)| !matches!(at, 3 | 4)).map(|(_, ticks)| ticks).sum())
+}
