@@ -25,6 +25,8 @@ const ACK_PAUSE: Duration = Duration::from_millis(2);
 /// A [`Delivery::tag`] is the number of the connection, then the broker's tag in so many bits: a tag of a connection
 /// that is gone must not acknowledge what a later one delivered under the same number.
 const TAG_BITS: u32 = 40;
+/// What names of subscriptions begin with. Each has one of its own: a quorum queue takes a second one of the same name
+/// for the first come back, returns what that had in hand, and takes its acknowledgements for other messages.
 const CONSUMER_TAG: &str = "fanfold";
 /// The most that can be at hand.
 const PREFETCH_MAX: u16 = 1_000;
@@ -221,8 +223,9 @@ impl Consumer {
         let limit = self.options.timeout;
         let qos = session.channel.basic_qos(at_hand, BasicQosOptions::default());
         within(limit, "set the prefetch", qos).await?;
+        let name = format!("{CONSUMER_TAG}-{:x}", rand::random::<u64>());
         let (queue, options) = (queue_name(&self.options, self.lane), BasicConsumeOptions::default());
-        let consuming = session.channel.basic_consume(queue, CONSUMER_TAG.into(), options, FieldTable::default());
+        let consuming = session.channel.basic_consume(queue, name.into(), options, FieldTable::default());
         within(limit, "deliver tasks", consuming).await
     }
 
@@ -255,7 +258,7 @@ impl Consumer {
 
     /// Returns what was not handed out, so that other workers need not wait until this process has ended.
     async fn give_back(&self, session: &Session, mut messages: lapin::Consumer) -> Result<()> {
-        let cancelling = session.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
+        let cancelling = session.channel.basic_cancel(messages.tag(), BasicCancelOptions::default());
         within(self.options.timeout, "end the delivery", cancelling).await?;
         // What was on its way comes before the end of the stream.
         while let Ok(Some(Ok(message))) = tokio::time::timeout(self.options.timeout, messages.next()).await {
