@@ -49,6 +49,9 @@ mod report;
 #[path = "../embedded/serving.rs"]
 mod serving;
 #[allow(dead_code)]
+#[path = "../embedded/suite.rs"]
+mod suite;
+#[allow(dead_code)]
 #[path = "../embedded/svg.rs"]
 mod svg;
 
@@ -94,20 +97,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = match arguments.split_first() {
-        Some((first, arm)) if first == "arm" => block_on(arms::run(arm)).map(|()| ExitCode::SUCCESS),
-        _ => benchmark(Arguments::parse()),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("bench: {error}");
-        ExitCode::FAILURE
-    })
-}
-
-/// On a runtime like the service's own.
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    suite::process(arms::run, benchmark)
 }
 
 fn benchmark(arguments: Arguments) -> Result<ExitCode> {
@@ -117,27 +107,16 @@ fn benchmark(arguments: Arguments) -> Result<ExitCode> {
     }
     let Arguments { quick, pairs, warmup, out, stack, .. } = arguments;
     let context = Context { quick, pairs: pairs.max(1), minutes: 0.0, out: std::path::absolute(out)? };
-    std::fs::create_dir_all(&context.out)?;
-    // What an interrupted run has left. The folder may be missing.
-    let _ = std::fs::remove_dir_all(context.out.join("tmp"));
+    suite::prepare(&context)?;
     let named = arguments.scenarios.iter().map(String::as_str);
     let names: Vec<&str> = if named.len() == 0 { scenarios::ALL.to_vec() } else { named.collect() };
     if let Some(stray) = names.iter().find(|name| !scenarios::ALL.contains(name)) {
         return Err(format!("there is no scenario {stray}; there are {}", scenarios::ALL.join(", ")).into());
     }
     let warmup = warmup.unwrap_or(context.size(300_000, 2_000));
-    let findings = block_on(run(&names, &context, warmup, stack))?;
-    write_reports(&findings, &context, warmup)?;
-    println!("{}", report::text(&findings));
-    if quick {
-        eprintln!("\nsmall sizes: these numbers show that it works, and nothing else");
-    }
-    eprintln!("\nreport.json, report.md and report.svg are in {}", context.out.display());
-    let over = !findings.all_hold();
-    if over {
-        eprintln!("over the limit: see the column `verdict`");
-    }
-    Ok(if over && arguments.check { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let findings = suite::block_on(run(&names, &context, warmup, stack))?;
+    let shared = format!(" for all, warmed up by {} rows", report::number(warmup as f64));
+    suite::deliver(&findings, &context, &suite::machine(&shared), arguments.check)
 }
 
 /// Everything in a keyspace and under prefixes of this run; they are removed whatever comes of it.
@@ -159,24 +138,4 @@ async fn run_all(names: &[&str], bench: &Bench, warmup: usize) -> Result<Finding
         findings.add(found);
     }
     Ok(findings)
-}
-
-fn write_reports(findings: &Findings, context: &Context, warmup: usize) -> Result<()> {
-    let machine = machine(warmup);
-    let json = serde_json::to_string_pretty(&report::json(findings, &machine, context.quick))?;
-    std::fs::write(context.out.join("report.json"), json + "\n")?;
-    std::fs::write(context.out.join("report.md"), report::markdown(findings, &machine))?;
-    std::fs::write(context.out.join("report.svg"), chart::draw(findings, &machine))?;
-    Ok(())
-}
-
-/// The processor, how many of it servers, load and service share, the warm-up, and the settings that are not as shipped.
-fn machine(warmup: usize) -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
-    let settings = context::settings().into_iter().map(|(name, value)| format!(", {name}={value}"));
-    let model = model.map_or("processor", |(_, model)| model.trim());
-    let warmup = report::number(warmup as f64);
-    format!("{cores} x {model} for all, warmed up by {warmup} rows{}", settings.collect::<String>())
 }

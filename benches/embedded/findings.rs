@@ -113,10 +113,10 @@ impl Findings {
         self.figures.extend(other.figures);
     }
 
-    /// Whether every limit holds.
-    pub fn all_hold(&self) -> bool {
-        let compared = self.comparisons.iter().filter_map(Comparison::holds);
-        compared.chain(self.figures.iter().filter_map(Figure::holds)).all(|holds| holds)
+    /// The scenarios that are over a limit.
+    pub fn over_limit(&self) -> Vec<&'static str> {
+        let compared = self.comparisons.iter().filter(|c| c.holds() == Some(false)).map(|c| c.scenario);
+        compared.chain(self.figures.iter().filter(|f| f.holds() == Some(false)).map(|f| f.scenario)).collect()
     }
 }
 

@@ -23,6 +23,7 @@ mod report;
 mod scenarios;
 mod service;
 mod serving;
+mod suite;
 mod svg;
 
 use std::path::PathBuf;
@@ -63,20 +64,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = match arguments.split_first() {
-        Some((first, arm)) if first == "arm" => block_on(arms::run(arm)).map(|()| ExitCode::SUCCESS),
-        _ => benchmark(Arguments::parse()),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("bench: {error}");
-        ExitCode::FAILURE
-    })
-}
-
-/// On a runtime like the service's own.
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    suite::process(arms::run, benchmark)
 }
 
 fn benchmark(arguments: Arguments) -> Result<ExitCode> {
@@ -86,23 +74,11 @@ fn benchmark(arguments: Arguments) -> Result<ExitCode> {
     }
     let Arguments { quick, pairs, minutes, out, .. } = arguments;
     let context = Context { quick, pairs: pairs.max(1), minutes, out: std::path::absolute(out)? };
-    std::fs::create_dir_all(&context.out)?;
-    // What an interrupted run has left. The folder may be missing.
-    let _ = std::fs::remove_dir_all(context.out.join("tmp"));
+    suite::prepare(&context)?;
     let named = arguments.scenarios.iter().map(String::as_str);
     let names: Vec<&str> = if named.len() == 0 { scenarios::CANONICAL.to_vec() } else { named.collect() };
-    let findings = block_on(run(&names, &context))?;
-    write_reports(&findings, &context)?;
-    println!("{}", report::text(&findings));
-    if quick {
-        eprintln!("\nsmall sizes: these numbers show that it works, and nothing else");
-    }
-    eprintln!("\nreport.json, report.md and report.svg are in {}", context.out.display());
-    let over = !findings.all_hold();
-    if over {
-        eprintln!("over the limit: {}", over_limit(&findings).join(", "));
-    }
-    Ok(if over && arguments.check { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let findings = suite::block_on(run(&names, &context))?;
+    suite::deliver(&findings, &context, &suite::machine(""), arguments.check)
 }
 
 async fn run(names: &[&str], context: &Context) -> Result<Findings> {
@@ -112,28 +88,4 @@ async fn run(names: &[&str], context: &Context) -> Result<Findings> {
         findings.add(found);
     }
     Ok(findings)
-}
-
-fn over_limit(findings: &Findings) -> Vec<&'static str> {
-    let compared = findings.comparisons.iter().filter(|c| c.holds() == Some(false)).map(|c| c.scenario);
-    compared.chain(findings.figures.iter().filter(|f| f.holds() == Some(false)).map(|f| f.scenario)).collect()
-}
-
-fn write_reports(findings: &Findings, context: &Context) -> Result<()> {
-    let machine = machine();
-    let json = serde_json::to_string_pretty(&report::json(findings, &machine, context.quick))?;
-    std::fs::write(context.out.join("report.json"), json + "\n")?;
-    std::fs::write(context.out.join("report.md"), report::markdown(findings, &machine))?;
-    std::fs::write(context.out.join("report.svg"), chart::draw(findings, &machine))?;
-    Ok(())
-}
-
-/// The processor, how many of it this process may use, and the settings that are not as shipped.
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
-    let settings = context::settings().into_iter().map(|(name, value)| format!(", {name}={value}"));
-    let model = model.map_or("processor", |(_, model)| model.trim());
-    format!("{cores} x {model}{}", settings.collect::<String>())
 }
