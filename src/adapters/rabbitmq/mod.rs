@@ -1,6 +1,6 @@
 //! The queue in RabbitMQ: some quorum queues for each lane, and one for what no worker could read or survive.
 //!
-//! A producer has two of a lane's queues, and the queues take turns ([`fair`]): a flood delays those whose queues are the
+//! A producer has two of a lane's queues, and the queues take turns (`fair.rs`): a flood delays those whose queues are the
 //! same two, and of the others only a few. A task that was taken gives way to none; a producer whose two queues are full
 //! is refused, and the others are not.
 //!
