@@ -107,7 +107,7 @@ pub async fn redrive(store: &Store, queue: &Queue, id: PostId, no: u32) -> Resul
     store.park_chunk(id, no, None).await?;
     let lane = Lane::of(&post);
     let task = Task { post_id: id, version: post.version, chunk, lane, attempt: 1, trace: None };
-    if let Err(error) = queue.publish(vec![task]).await {
+    if let Err(error) = queue.publish(&post.producer, vec![task]).await {
         warn!(%error, post = %id, chunk = no, "the queue takes no task; the relay drives it");
     }
     Ok(())

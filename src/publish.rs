@@ -333,7 +333,7 @@ impl Publisher {
         let task =
             |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt: 0, trace: trace::current() };
         let wanted = chunks.len();
-        match self.queue.publish(chunks.into_iter().map(task).collect()).await {
+        match self.queue.publish(&post.producer, chunks.into_iter().map(task).collect()).await {
             Ok(taken) if taken == wanted => {}
             Ok(taken) => {
                 let left = wanted - taken;

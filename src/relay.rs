@@ -14,11 +14,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
-use crate::domain::{ChunkState, Fence, Lane, Post, PostId, Task, Time, Withdrawal};
+use crate::domain::{ChunkState, Fence, Lane, Post, PostId, ProducerId, Task, Time, Withdrawal};
 use crate::error::Result;
 use crate::faults::{self, Planted};
 use crate::intents::Intents;
-use crate::ports::{Pending, Queue as _, Settled, Store as _};
+use crate::ports::{Pending, Queue as _, Room, Settled, Store as _};
 use crate::withdrawals::Withdrawals;
 
 /// Entries looked at with one read of the fence.
@@ -27,7 +27,7 @@ const PAGE: u32 = 256;
 const BUSY_TICK: Duration = Duration::from_millis(50);
 /// Posts whose attempts are remembered; the others wait for their turn.
 const DRIVES_MAX: usize = 1_000_000;
-/// A lane with more tasks than these has work for a while: what waits in it is not driven again.
+/// A lane where more tasks than these wait for a producer's turn has work for a while: what waits is not driven again.
 const DEEP_LANE: u64 = 1_000;
 /// But no longer than this: the tasks in the lane may be other ones.
 const DEEP_LANE_PATIENCE: Duration = Duration::from_secs(30);
@@ -52,8 +52,6 @@ pub struct RelayLimits {
     pub scan_max: u32,
     /// The queue outlives this process: what is pending at the start may be in it.
     pub queue_survives: bool,
-    /// How many tasks a lane holds.
-    pub lane_tasks_max: u64,
     /// How long rows live.
     pub inbox_ttl: Duration,
 }
@@ -69,8 +67,8 @@ pub struct Relay {
     limits: RelayLimits,
     shard: u32,
     intents: Intents,
-    /// How many tasks each lane still takes, as asked in this pass.
-    rooms: [Option<u64>; 2],
+    /// How each lane stands for a producer, as asked in this pass.
+    rooms: HashMap<(Lane, ProducerId), Room>,
     /// The queue could not be used in this pass.
     queue_away: bool,
     /// Nothing of what was queued before this process is left, so the first round does not wait.
@@ -140,7 +138,7 @@ impl Relay {
             clock,
             limits,
             shard,
-            rooms: [None; 2],
+            rooms: HashMap::new(),
             queue_away: false,
             first_round: !limits.queue_survives,
             cursor: None,
@@ -183,8 +181,9 @@ impl Relay {
     /// Looks at the next entries, at most `scan_max`.
     pub async fn pass(&mut self) -> Result<Pass> {
         let mut pass = Pass::default();
-        self.rooms = [None; 2];
+        self.rooms.clear();
         self.queue_away = false;
+        self.take_back();
         while pass.looked < self.limits.scan_max as usize && !pass.round_done {
             let page = self.store.pending(self.shard, self.cursor, PAGE.min(self.limits.scan_max)).await?;
             pass.looked += page.entries.len();
@@ -291,12 +290,11 @@ impl Relay {
         let now = Instant::now();
         let Drive { attempts, met, .. } =
             self.drives.get(&key).copied().unwrap_or(Drive { attempts: 0, due: now, met: now });
-        let room = self.room(lane).await?;
-        let deep = self.limits.lane_tasks_max.saturating_sub(room) > DEEP_LANE;
-        if deep && self.limits.queue_survives && met.elapsed() < DEEP_LANE_PATIENCE {
+        let room = self.room(lane, &post.producer).await?;
+        if room.waiting > DEEP_LANE && self.limits.queue_survives && met.elapsed() < DEEP_LANE_PATIENCE {
             return Ok(());
         }
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let room = usize::try_from(room.left).unwrap_or(usize::MAX);
         // Where the process is the whole service, parked chunks get one more chance from each: a new release may know
         // what the old one did not. In a cluster people redrive them.
         let chance = attempts == 0 && !self.limits.queue_survives;
@@ -314,8 +312,8 @@ impl Relay {
             }
         }
         let wanted = tasks.len();
-        let taken = self.queue.publish(tasks).await?;
-        self.rooms[lane as usize] = Some((room - taken.min(room)) as u64).filter(|_| taken == wanted);
+        let taken = self.queue.publish(&post.producer, tasks).await?;
+        self.took(lane, &post.producer, taken, wanted);
         counter!("fanfold_relay_driven_total").increment(taken as u64);
         pass.driven += taken;
         // A full lane is nobody's failure: the rest is tried again soon, and counts as no attempt.
@@ -347,14 +345,35 @@ impl Relay {
         gauge!("fanfold_fanout_lag_seconds", "shard" => self.shard.to_string()).set(lag.as_secs_f64());
     }
 
-    /// How many tasks a lane still takes: asked once a pass, then counted.
-    async fn room(&mut self, lane: Lane) -> Result<u64> {
-        if let Some(room) = self.rooms[lane as usize] {
-            return Ok(room);
+    /// What was driven and had to give way in the queue is due again: it was no attempt.
+    fn take_back(&mut self) {
+        for displaced in self.queue.take_displaced() {
+            if let Some(drive) = self.drives.get_mut(&displaced) {
+                drive.attempts = drive.attempts.saturating_sub(1);
+                drive.due = Instant::now();
+            }
         }
-        let room = self.queue.room(lane).await?;
-        self.rooms[lane as usize] = Some(room);
+    }
+
+    /// How a lane stands for a producer: asked once a pass, then counted. A producer that fills its part keeps nobody
+    /// else's posts from being driven.
+    async fn room(&mut self, lane: Lane, producer: &ProducerId) -> Result<Room> {
+        let key = (lane, producer.clone());
+        if let Some(room) = self.rooms.get(&key) {
+            return Ok(*room);
+        }
+        let room = self.queue.room(lane, producer).await?;
+        self.rooms.insert(key, room);
         Ok(room)
+    }
+
+    fn took(&mut self, lane: Lane, producer: &ProducerId, taken: usize, wanted: usize) {
+        let key = (lane, producer.clone());
+        if taken < wanted {
+            self.rooms.remove(&key);
+        } else if let Some(room) = self.rooms.get_mut(&key) {
+            room.left = room.left.saturating_sub(taken as u64);
+        }
     }
 
     fn finish_round(&mut self) {

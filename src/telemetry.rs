@@ -112,7 +112,7 @@ fn describe() {
     describe_counter!(
         "fanfold_queue_overflow_total",
         Unit::Count,
-        "Tasks that found their lane full and were left to the relay, by lane"
+        "Tasks that found their lane full, or gave way in it, and were left to the relay, by lane"
     );
     describe_counter!("fanfold_relay_driven_total", Unit::Count, "Tasks that the relay published again");
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");

@@ -5,12 +5,14 @@ mod in_process;
 
 use std::time::Duration;
 
+use fanfold::adapters::Revisions;
 use fanfold::clock::Clock;
-use fanfold::domain::{Mark, PostId, Time};
+use fanfold::domain::{Mark, PostId, ProducerId, Time};
 use fanfold::marks::Target;
-use fanfold::ports::Store as _;
+use fanfold::ports::{Path, Store as _};
 use fanfold::reader::Poll;
-use in_process::{ITEMS_MAX, Stage};
+use fanfold::relay::{Relay, RelayLimits, RelayParts};
+use in_process::{ITEMS_MAX, RELAY_LIMITS, Stage};
 
 const NOW: Time = Time::from_millis(1_767_225_600_000);
 const SIXTY_DAYS: Duration = Duration::from_secs(60 * 24 * 3600);
@@ -114,4 +116,56 @@ async fn items_that_come_back_from_the_archive_in_bulk_must_be_fetched() {
     let token = reader.first_page(&stage.ben, false, 10).await.expect("read").token;
     let outcome = marker.mark(stage.ben.clone(), id, Mark::Archived, false, token).await.expect("marked");
     assert!(outcome.moved.is_some() && outcome.items[0].post.id == id, "one comes with its item");
+}
+
+/// A relay that would drive nothing for an hour, but for what it is told.
+fn patient_relay(stage: &Stage) -> Relay {
+    let hour = Duration::from_secs(3_600);
+    let parts = RelayParts {
+        store: stage.service.store.for_path(Path::Relay),
+        queue: stage.service.queue.clone(),
+        revisions: Revisions::Embedded(stage.service.revisions.clone()),
+        withdrawals: None,
+        clock: stage.clock.clone(),
+        limits: RelayLimits { redrive_after: hour, redrive_after_max: hour, ..RELAY_LIMITS },
+    };
+    Relay::new(parts, 0)
+}
+
+#[tokio::test]
+async fn what_gave_way_to_another_producer_is_driven_again() {
+    let stage = Stage::new(Clock::manual(NOW)).await;
+    let mut relay = patient_relay(&stage);
+    // What is met in the first round is driven at once.
+    relay.pass().await.expect("passed");
+    let mut flood = Vec::new();
+    for _ in 0..8 {
+        flood.push(stage.publish().await);
+    }
+    assert_eq!(relay.pass().await.expect("passed").driven, 0, "the lane is full of them");
+    let small = stage.publish_as(ProducerId::parse("producer", "shop").expect("valid")).await;
+    let held: Vec<PostId> = stage.service.drain().await.iter().map(|task| task.post_id).collect();
+    assert_eq!(
+        held,
+        [vec![flood[0], small], flood[1..7].to_vec()].concat(),
+        "the other one's turn, and the newest gone"
+    );
+    assert_eq!(relay.pass().await.expect("passed").driven, 1);
+    let again: Vec<PostId> = stage.service.drain().await.iter().map(|task| task.post_id).collect();
+    assert_eq!(again, flood[7..]);
+    assert_eq!(relay.pass().await.expect("passed").driven, 0, "once");
+}
+
+#[tokio::test]
+async fn a_full_line_of_one_producer_keeps_no_other_from_being_driven() {
+    let mut stage = Stage::new(Clock::manual(NOW)).await;
+    let shop = ProducerId::parse("producer", "shop").expect("valid");
+    let small = stage.publish_as(shop.clone()).await;
+    assert_eq!(stage.service.drain().await.len(), 1, "and it is lost");
+    for _ in 0..8 {
+        stage.publish().await;
+    }
+    let pass = stage.service.relay.pass().await.expect("passed");
+    assert!(pass.driven == 1 && pass.lane_full, "{pass:?}");
+    assert_eq!(stage.service.drain().await[1].post_id, small);
 }

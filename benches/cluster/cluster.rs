@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use fanfold::adapters::rabbitmq::queue_names;
 use fanfold::config::{Config, Mode, Overrides};
-use fanfold::domain::Lane;
 use fanfold::service::console;
 use lapin::options::QueueDeleteOptions;
 use scylla::client::PoolSize;
@@ -103,9 +103,10 @@ impl Cluster {
         let broker = self.broker().await?;
         let channel = broker.create_channel().await?;
         for prefix in [self.name.clone(), format!("{}{UNREAD}", self.name)] {
-            for queue in Lane::ALL.map(Lane::name).into_iter().chain(["parked", "raw"]) {
+            let queues = queue_names(&prefix, self.config.rabbitmq.fair_queues as usize);
+            for queue in queues.into_iter().chain([format!("{prefix}.raw")]) {
                 // A queue that was never declared is gone already.
-                channel.queue_delete(format!("{prefix}.{queue}").into(), QueueDeleteOptions::default()).await?;
+                channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
             }
         }
         let mut redis = self.redis().await?;

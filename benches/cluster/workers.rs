@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fanfold::domain::Task;
+use fanfold::domain::{ProducerId, Task};
 use fanfold::ports::Queue as _;
 use scylla::client::session::Session;
 
@@ -47,7 +47,7 @@ impl Workers {
         }
         let target = written(&mut sides).await? + rows;
         let (cpu, started) = (self.ask("cpu").await?, Instant::now());
-        let taken = source.queue.publish(tasks).await?;
+        let taken = source.queue.publish(&ProducerId::local(), tasks).await?;
         if taken != count {
             return Err(format!("the broker took {taken} of {count} tasks").into());
         }

@@ -38,6 +38,13 @@ pub fn delete(path: &str) -> Request {
     format!("DELETE {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
 }
 
+/// The same request with a key.
+pub fn with_key(request: &[u8], key: &str) -> Request {
+    let line = request.windows(2).position(|two| two == b"\r\n").map_or(0, |at| at + 2);
+    let header = format!("authorization: Bearer {key}\r\n");
+    [&request[..line], header.as_bytes(), &request[line..]].concat()
+}
+
 /// A connection that stays open.
 #[derive(Debug)]
 pub struct Connection {

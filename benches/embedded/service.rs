@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use fanfold::access::{NewKey, parse_scopes};
+use fanfold::domain::Lane;
 use fanfold::ports::Path as ReadPath;
 use tempfile::TempDir;
 
 use crate::child::Child;
-use crate::client::{Connection, Request, get};
-use crate::context::Context;
+use crate::client::{Connection, Request, get, with_key};
+use crate::context::{self, Context};
 use crate::load;
 use crate::measure::Result;
 use crate::posts;
@@ -25,6 +27,8 @@ pub struct Service {
     pub child: Child,
     /// For questions beside the load.
     side: Connection,
+    /// What they are asked with, under access control.
+    key: Option<String>,
     folder: TempDir,
 }
 
@@ -33,6 +37,8 @@ pub struct Service {
 pub struct Counters {
     /// Rows written, those that were written twice included.
     pub rows: u64,
+    /// Tasks that wait in both lanes.
+    pub waiting: u64,
     /// Tasks that the relay has brought, again or for the first time.
     pub driven: u64,
     /// Reads for polls.
@@ -61,12 +67,57 @@ impl Service {
         Self::start_arm(context, "service-moved", name, settings).await
     }
 
-    async fn start_arm(context: &Context, arm: &str, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
+    /// Starts one with access control, and a key for each of `producers`. Questions beside the load are asked with one
+    /// that may read everything.
+    pub async fn start_guarded(context: &Context, name: &str, producers: &[&str]) -> Result<(Self, Vec<String>)> {
         let folder = context.fresh_folder(name)?;
+        let config = context::config(folder.path())?;
+        let book = fanfold::service::open_keys(&config).await?;
+        let make = async |name: &str, scopes: &[&str]| -> Result<String> {
+            let scopes = parse_scopes(scopes.iter().copied())?;
+            let order = NewKey { name: name.to_owned(), producer: None, scopes, ttl: None };
+            Ok(book.create(&order).await?.text.reveal())
+        };
+        let mut keys = Vec::new();
+        for producer in producers {
+            keys.push(make(producer, &["publish"]).await?);
+        }
+        let all_seeing = make("bench", &["read", "viewers", "metrics"]).await?;
+        drop(book);
+        let mut service = Self::start_in(context, "service", name, folder, &[("FANFOLD_ACCESS__MODE", "on")]).await?;
+        service.key = Some(all_seeing);
+        Ok((service, keys))
+    }
+
+    async fn start_arm(context: &Context, arm: &str, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_in(context, arm, name, context.fresh_folder(name)?, settings).await
+    }
+
+    async fn start_in(
+        context: &Context,
+        arm: &str,
+        name: &str,
+        folder: TempDir,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let path = folder.path().to_str().ok_or("the folder's name is not UTF-8")?;
         let child = Child::start_with(&[arm, path], &context.log(name)?, settings).await?;
         let side = Connection::open(child.addr()).await?;
-        Ok(Self { child, side, folder })
+        Ok(Self { child, side, key: None, folder })
+    }
+
+    /// A question as the service has to be asked.
+    fn asked(&self, question: Request) -> Request {
+        self.asking()(question)
+    }
+
+    /// What makes a question one that the service answers.
+    pub fn asking(&self) -> impl Fn(Request) -> Request + Send + Sync + use<> {
+        let key = self.key.clone();
+        move |question| match &key {
+            Some(key) => with_key(&question, key),
+            None => question,
+        }
     }
 
     /// The tables it has on disk, in MiB. Not the journals: those come and go.
@@ -81,13 +132,14 @@ impl Service {
 
     /// Makes records for the first `viewers`: each reads its inbox.
     pub async fn open_records(&self, viewers: usize) -> Result<u64> {
-        let read = |number| get(&format!("/v1/viewers/{}/inbox?limit=1", posts::viewer(number)));
+        let read = |number| self.asked(get(&format!("/v1/viewers/{}/inbox?limit=1", posts::viewer(number))));
         self.send_all((0..viewers).map(read).collect(), 16, 200).await
     }
 
     /// What the service counts.
     pub async fn counters(&mut self) -> Result<Counters> {
-        let answer = self.side().await?.send(&get("/metrics")).await?.expect(200)?;
+        let metrics = self.asked(get("/metrics"));
+        let answer = self.side().await?.send(&metrics).await?.expect(200)?;
         let text = answer.text();
         let of = |series: &str| {
             text.lines().find_map(|line| line.strip_prefix(series)?.trim_start().parse().ok()).unwrap_or(0)
@@ -95,6 +147,7 @@ impl Service {
         let reads = |path: ReadPath| of(&format!("fanfold_store_reads_total{{path=\"{}\"}}", path.name()));
         Ok(Counters {
             rows: of("fanfold_fanout_rows_total{result=\"written\"}"),
+            waiting: Lane::ALL.iter().map(|lane| of(&format!("fanfold_queue_tasks{{lane=\"{}\"}}", lane.name()))).sum(),
             driven: of("fanfold_relay_driven_total "),
             polls: reads(ReadPath::Poll),
             pages: reads(ReadPath::Page),
@@ -107,7 +160,7 @@ impl Service {
     pub async fn until_done(&mut self, ids: &[String]) -> Result<()> {
         let deadline = Instant::now() + CATCH_UP;
         for id in ids {
-            let status = get(&format!("/v1/posts/{id}"));
+            let status = self.asked(get(&format!("/v1/posts/{id}")));
             while !self.side.send(&status).await?.expect(200)?.text().contains("\"status\":\"done\"") {
                 if Instant::now() > deadline {
                     return Err(format!("post {id} is not fanned out after {CATCH_UP:?}").into());

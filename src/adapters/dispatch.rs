@@ -9,7 +9,7 @@ use super::scylla::ScyllaStore;
 use crate::domain::*;
 use crate::error::Result;
 use crate::ports::{self, Delivery, KeyClaim, KeyHolder, MarkBump, MarkOrder, Marked, Path};
-use crate::ports::{Changed, FenceEntry, Intent, Pending, PendingPage, RowsWritten, Settled, Window};
+use crate::ports::{Changed, FenceEntry, Intent, Pending, PendingPage, Room, RowsWritten, Settled, Window};
 
 /// The store in use.
 #[derive(Clone, Debug)]
@@ -98,7 +98,16 @@ impl Queue {
         }
     }
 
-    /// Changes how many tasks a lane of this process has at hand. The embedded queue holds them all.
+    /// The posts, with their versions, whose tasks gave way to those of others since it was asked last: they are the
+    /// relay's now. What RabbitMQ has taken gives way to none.
+    pub fn take_displaced(&self) -> Vec<(PostId, u32)> {
+        match self {
+            Self::Embedded(inner) => inner.take_displaced(),
+            Self::Rabbit(_) => Vec::new(),
+        }
+    }
+
+    /// Changes how many tasks of one producer a lane of this process has at hand. The embedded queue holds them all.
     pub fn set_prefetch(&self, prefetch: u32) {
         match self {
             Self::Embedded(_) => {}
@@ -196,12 +205,12 @@ impl ports::Keys for Store {
 impl ports::Queue for Queue {
     forward! {
         [Embedded Rabbit]
-        publish(tasks: Vec<Task>) -> Result<usize>;
+        publish(producer: &ProducerId, tasks: Vec<Task>) -> Result<usize>;
         next(lane: Lane) -> Result<Option<Delivery>>;
         ack(delivery: Delivery) -> Result<()>;
         release(delivery: Delivery) -> Result<()>;
         depth(lane: Lane) -> Result<u64>;
-        room(lane: Lane) -> Result<u64>;
+        room(lane: Lane, producer: &ProducerId) -> Result<Room>;
         close() -> ();
     }
 }

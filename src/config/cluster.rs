@@ -113,6 +113,7 @@ pub struct Rabbitmq {
     pub url: Secret,
     pub tls_ca_file: PathBuf,
     pub prefix: String,
+    pub fair_queues: u32,
     pub prefetch: u32,
     pub confirms_in_flight_max: u32,
     pub deliveries_max: u32,

@@ -118,6 +118,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("rabbitmq.url", Rule::Secret),
     ("rabbitmq.tls_ca_file", Rule::AnyText),
     ("rabbitmq.prefix", Rule::Text),
+    ("rabbitmq.fair_queues", whole(1, 64)),
     ("rabbitmq.prefetch", whole(1, 1_000)),
     ("rabbitmq.confirms_in_flight_max", whole(1, 65_535)),
     ("rabbitmq.deliveries_max", whole(1, 1_000)),

@@ -26,7 +26,7 @@ pub enum Knob {
     TasksBulk,
     /// Rows that a worker process has under way to the store.
     RowsInFlight,
-    /// Tasks that a lane of a worker process has at hand, in hand included.
+    /// Tasks of one producer that a lane of a worker process has at hand, in hand included.
     Prefetch,
     /// Rows of one replica set in a batch.
     BatchRows,

@@ -12,7 +12,7 @@ pub mod store;
 
 pub use control::Control;
 pub use keys::Keys;
-pub use queue::{Delivery, Queue};
+pub use queue::{Delivery, Queue, Room};
 pub use revisions::{MarkBump, Revisions};
 pub use store::{
     Changed, FenceEntry, Intent, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten,

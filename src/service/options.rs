@@ -68,7 +68,6 @@ pub fn relay_limits(config: &Config) -> RelayLimits {
         garbage_after: Duration::from_secs(relay.garbage_after_s),
         scan_max: relay.scan_max,
         queue_survives: config.service.mode == Mode::Cluster,
-        lane_tasks_max: u64::from(config.fanout.queue_tasks_max),
         inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
     }
 }
@@ -154,6 +153,7 @@ pub fn rabbitmq(config: &Config) -> RabbitOptions {
         tls_ca_file: file(&rabbitmq.tls_ca_file),
         prefix: rabbitmq.prefix.clone(),
         tasks_max: config.fanout.queue_tasks_max as usize,
+        fair_queues: rabbitmq.fair_queues as usize,
         prefetch: u16::try_from(rabbitmq.prefetch).unwrap_or(u16::MAX),
         window: rabbitmq.confirms_in_flight_max as usize,
         deliveries_max: rabbitmq.deliveries_max,

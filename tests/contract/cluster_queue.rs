@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use fanfold::adapters::rabbitmq::{RabbitOptions, RabbitQueue};
-use fanfold::domain::{Chunk, Lane, Task};
+use fanfold::domain::{Chunk, Lane, ProducerId, Task};
 use fanfold::ports::Queue as _;
-use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::queue::AT_HAND;
 use crate::{START, post_at, viewer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,7 +26,8 @@ fn options(url: &str) -> RabbitOptions {
         tls_ca_file: None,
         prefix: format!("fanfold-test-{:016x}", rand::random::<u64>()),
         tasks_max: 4,
-        prefetch: 8,
+        fair_queues: 2,
+        prefetch: AT_HAND as u16,
         window: 512,
         deliveries_max: 20,
         timeout: Duration::from_secs(10),
@@ -38,12 +40,17 @@ async fn start(options: &RabbitOptions) -> RabbitQueue {
     queue
 }
 
-async fn open() -> Option<RabbitQueue> {
+/// Eight queues a lane, of which a producer has two.
+async fn open(places: usize) -> Option<RabbitQueue> {
     let url = crate::server("FANFOLD_TEST_AMQP")?;
-    Some(start(&options(&url)).await)
+    Some(start(&RabbitOptions { fair_queues: 8, tasks_max: places * 4, ..options(&url) }).await)
 }
 
-crate::queue_suite!(queue_suite, super::open());
+crate::queue_suite!(queue_suite, super::open);
+
+fn local() -> ProducerId {
+    ProducerId::local()
+}
 
 fn task(no: u32) -> Task {
     let chunk = Chunk { no, viewers: [viewer("a")].into() };
@@ -84,7 +91,7 @@ async fn a_message_of_a_newer_form_is_parked_and_the_rest_goes_on() {
             .expect("published");
     }
     eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
-    queue.publish(vec![task(1)]).await.expect("published");
+    queue.publish(&local(), vec![task(1)]).await.expect("published");
     let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
     assert_eq!(delivery.task.chunk.no, 1);
     queue.ack(delivery).await.expect("acknowledged");
@@ -97,11 +104,10 @@ async fn what_was_not_acknowledged_comes_again_and_the_rest_does_not() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = options(&url);
     let queue = start(&options).await;
-    queue.publish((0..4).map(task).collect()).await.expect("published");
-    for no in 0..4 {
+    queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
+    for _ in 0..4 {
         let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
-        assert_eq!(delivery.task.chunk.no, no);
-        match no {
+        match delivery.task.chunk.no {
             0 | 2 => queue.ack(delivery).await.expect("acknowledged"),
             1 => queue.release(delivery).await.expect("released"),
             _ => drop(delivery),
@@ -120,7 +126,7 @@ async fn what_was_not_acknowledged_comes_again_and_the_rest_does_not() {
 async fn a_closed_queue_returns_what_it_has_not_handed_out() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let queue = start(&options(&url)).await;
-    queue.publish((0..4).map(task).collect()).await.expect("published");
+    queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     eventually(0, async || queue.depth(Lane::Small).await.expect("asked")).await;
     queue.close().await;
@@ -133,7 +139,7 @@ async fn a_closed_queue_returns_what_it_has_not_handed_out() {
 async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let queue = start(&options(&url)).await;
-    queue.publish((0..4).map(task).collect()).await.expect("published");
+    queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     queue.set_prefetch(0);
     eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
@@ -186,7 +192,7 @@ async fn a_queue_with_other_arguments_is_named() {
     let queue = RabbitQueue::start(options);
     let error = queue.ready(Duration::from_secs(2)).await.expect_err("the queue is of another kind");
     assert!(error.detail().contains(&name) && error.detail().contains("other arguments"), "{error}");
-    assert!(queue.publish(vec![task(0)]).await.is_err(), "refused at once");
+    assert!(queue.publish(&local(), vec![task(0)]).await.is_err(), "refused at once");
 }
 
 /// A way to the broker that can be cut: the connections through it, and whether new ones get through.
@@ -224,7 +230,7 @@ async fn a_broken_connection_comes_back_by_itself() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let way = Way::to(&url).await;
     let queue = start(&options(&way.url)).await;
-    queue.publish(vec![task(0)]).await.expect("published");
+    queue.publish(&local(), vec![task(0)]).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     assert_eq!(in_hand.task.chunk.no, 0);
 
@@ -234,29 +240,38 @@ async fn a_broken_connection_comes_back_by_itself() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     way.open.send_replace(false);
-    eventually(true, async || queue.publish(vec![task(1)]).await.is_err()).await;
+    eventually(true, async || queue.publish(&local(), vec![task(1)]).await.is_err()).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(queue.ack(in_hand).await.is_err(), "its connection is gone, and the task not forgotten");
 
     way.open.send_replace(true);
     let again = tokio::time::timeout(PATIENCE, waiting).await.expect("resumed").expect("no panic");
-    let again = again.expect("asked").expect("open");
-    assert_eq!(again.task.chunk.no, 0, "it comes again");
-    queue.ack(again).await.expect("acknowledged");
-    eventually(true, async || queue.publish(vec![task(2)]).await.is_ok()).await;
-    let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
-    assert!(
-        [1, 2].contains(&delivery.task.chunk.no),
-        "task 1 may have been taken although its publisher heard nothing"
-    );
+    let mut delivery = again.expect("asked").expect("open");
+    eventually(true, async || queue.publish(&local(), vec![task(2)]).await.is_ok()).await;
+    let mut seen = std::collections::HashSet::new();
+    loop {
+        // Task 1 may have been taken although its publisher heard nothing.
+        seen.insert(delivery.task.chunk.no);
+        queue.ack(delivery).await.expect("acknowledged");
+        if seen.contains(&0) && seen.contains(&2) {
+            break;
+        }
+        let next = tokio::time::timeout(PATIENCE, queue.next(Lane::Small)).await;
+        delivery = next.expect("what was in hand comes again, and what is new comes").expect("asked").expect("open");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_publishers_share_the_window() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
-    let options = RabbitOptions { tasks_max: 10_000, window: 8, prefetch: 100, ..options(&url) };
+    let options = RabbitOptions { tasks_max: 10_000, fair_queues: 8, window: 8, prefetch: 100, ..options(&url) };
     let queue = start(&options).await;
-    let publishing = (0..20).map(|n| queue.publish((n * 50..n * 50 + 50).map(task).collect()));
+    let producers: Vec<ProducerId> =
+        (0..20).map(|n| ProducerId::parse("producer", &format!("p{n}")).expect("valid")).collect();
+    let publishing = (0..).zip(&producers).map(|(n, producer)| {
+        let tasks: Vec<Task> = (n * 50..n * 50 + 50).map(task).collect();
+        queue.publish(producer, tasks)
+    });
     let taken = futures::future::try_join_all(publishing).await.expect("published");
     assert_eq!(taken.iter().sum::<usize>(), 1_000);
     let mut seen = std::collections::HashSet::new();
@@ -265,4 +280,68 @@ async fn many_publishers_share_the_window() {
         assert!(seen.insert(delivery.task.chunk.no), "delivered twice");
         queue.ack(delivery).await.expect("acknowledged");
     }
+    // Acknowledged each, whatever queue it came from: with one too many the channel would be gone and tasks come again.
+    queue.flush().await;
+    drop(queue);
+    let queue = start(&options).await;
+    let room = async |producer| queue.room(Lane::Small, producer).await.expect("asked").waiting;
+    assert_eq!(futures::future::join_all(producers.iter().map(room)).await, [0; 20]);
+    assert_eq!(queue.depth(Lane::Small).await.expect("asked"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_deleted_under_its_consumer_is_consumed_again() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = RabbitOptions { tasks_max: 400, ..options(&url) };
+    let queue = start(&options).await;
+    let take_four = async || {
+        let mut seen = std::collections::HashSet::new();
+        while seen.len() < 4 {
+            let delivery = tokio::time::timeout(PATIENCE, queue.next(Lane::Small)).await.expect("all are handed out");
+            let delivery = delivery.expect("asked").expect("open");
+            seen.insert(delivery.task.chunk.no);
+            // Its connection may go while it is in hand; then it comes again.
+            let _ = queue.ack(delivery).await;
+        }
+    };
+    queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
+    take_four().await;
+    let (_connection, channel) = channel(&url).await;
+    let second = format!("{}.small.1", options.prefix);
+    channel.queue_delete(second.into(), QueueDeleteOptions::default()).await.expect("deleted");
+    // Two in each queue. What is offered before the queue is there again may be taken in part, and comes as well.
+    let four = || (0..4).map(task).collect();
+    eventually(true, async || queue.publish(&local(), four()).await.is_ok_and(|taken| taken == 4)).await;
+    take_four().await;
+}
+
+#[tokio::test]
+async fn the_queue_of_a_release_with_one_a_lane_is_the_first_of_several() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = RabbitOptions { fair_queues: 8, ..options(&url) };
+    let (_connection, channel) = channel(&url).await;
+    let text = |value: &str| AMQPValue::LongString(value.into());
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(4));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(20));
+    arguments.insert("x-dead-letter-exchange".into(), text(""));
+    arguments.insert("x-dead-letter-routing-key".into(), text(&format!("{}.parked", options.prefix)));
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    let name = format!("{}.small", options.prefix);
+    let durable = QueueDeclareOptions::durable();
+    channel.queue_declare(name.as_str().into(), durable, arguments).await.expect("declared");
+    let sent = channel.basic_publish(
+        "".into(),
+        name.into(),
+        BasicPublishOptions::default(),
+        &TASK_7,
+        BasicProperties::default(),
+    );
+    sent.await.expect("published");
+    let queue = start(&options).await;
+    let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
+    assert_eq!(delivery.task.chunk.no, 7);
+    queue.ack(delivery).await.expect("acknowledged");
 }

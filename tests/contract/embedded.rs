@@ -59,7 +59,7 @@ pub async fn revisions(records_max: usize) -> Option<(EmbeddedRevisions, ())> {
 
 crate::store_suite!(store, async { Some(super::OpenStore::new().await) });
 crate::keys_suite!(keys, async { Some(super::OpenStore::new().await) });
-crate::queue_suite!(queue_suite, super::queue(4));
+crate::queue_suite!(queue_suite, super::queue);
 crate::revisions_suite!(revisions_suite, super::revisions(1_000));
 
 #[tokio::test]

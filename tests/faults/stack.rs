@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use fanfold::adapters::rabbitmq::queue_names;
 use fanfold::adapters::scylla as adapter;
 use fanfold::clock::Clock;
 use fanfold::config::{self, Overrides};
@@ -156,13 +157,15 @@ impl Keyspace {
     }
 }
 
+/// Queues of a lane, as in config.default.toml.
+const FAIR_QUEUES: usize = 8;
+
 /// Removes what is in the queues of a run, or the queues themselves.
 pub async fn empty_queues(servers: &Servers, prefix: &str, delete: bool) -> Outcome<()> {
     let connecting = lapin::Connection::connect(&servers.amqp, lapin::ConnectionProperties::default());
     let connection = connecting.await.map_err(|error| format!("the broker: {error}"))?;
     let channel = connection.create_channel().await.map_err(|error| format!("the broker: {error}"))?;
-    for lane in ["small", "bulk", "parked"] {
-        let queue = format!("{prefix}.{lane}");
+    for queue in queue_names(prefix, FAIR_QUEUES) {
         let done = if delete {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map(|_| ())
         } else {

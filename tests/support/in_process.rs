@@ -22,6 +22,17 @@ pub const INBOX_TTL: Duration = Duration::from_secs(1_000);
 /// The newest rows that are served here.
 pub const ITEMS_MAX: usize = 6;
 
+/// A relay that drives what it meets at once.
+pub const RELAY_LIMITS: RelayLimits = RelayLimits {
+    tick: Duration::ZERO,
+    redrive_after: Duration::ZERO,
+    redrive_after_max: Duration::ZERO,
+    garbage_after: Duration::from_secs(1_000_000),
+    scan_max: 1_000,
+    queue_survives: false,
+    inbox_ttl: INBOX_TTL,
+};
+
 /// Adapters and use cases over one data folder.
 pub struct Service {
     pub store: Store,
@@ -67,23 +78,13 @@ impl Service {
             ReadLimits { inbox_ttl: INBOX_TTL, items_max: ITEMS_MAX as u32, token_age_max: Duration::from_secs(500) };
         let (pages, deltas) = (store.for_path(Path::Page), store.for_path(Path::Changes));
         let reader = Reader::new(pages, deltas, revisions.clone(), withdrawals.clone(), clock.clone(), read, 1 << 20);
-        let relay_limits = RelayLimits {
-            tick: Duration::ZERO,
-            redrive_after: Duration::ZERO,
-            redrive_after_max: Duration::ZERO,
-            garbage_after: Duration::from_secs(1_000_000),
-            scan_max: 1_000,
-            queue_survives: false,
-            lane_tasks_max: 8,
-            inbox_ttl: INBOX_TTL,
-        };
         let parts = RelayParts {
             store: store.for_path(Path::Relay),
             queue: queue.clone(),
             revisions: revisions.clone(),
             withdrawals: Some(withdrawals.clone()),
             clock: clock.clone(),
-            limits: relay_limits,
+            limits: RELAY_LIMITS,
         };
         Self {
             publisher: Publisher {
@@ -147,8 +148,13 @@ impl Stage {
 
     /// Publishes a post to the viewer; its task waits in the queue.
     pub async fn publish(&self) -> PostId {
+        self.publish_as(ProducerId::local()).await
+    }
+
+    /// The same on behalf of a producer.
+    pub async fn publish_as(&self, producer: ProducerId) -> PostId {
         let draft = Draft {
-            producer: ProducerId::local(),
+            producer,
             kind: "t".into(),
             actor: None,
             data: "{}".into(),

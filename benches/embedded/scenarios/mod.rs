@@ -1,5 +1,6 @@
 //! The scenarios, one file each.
 
+pub mod fairness;
 pub mod fanout;
 pub mod giant;
 pub mod memory;
@@ -16,7 +17,8 @@ use crate::findings::Findings;
 use crate::measure::Result;
 
 /// Every scenario of the canonical suite, in the order in which they run.
-pub const CANONICAL: [&str; 9] = ["poll", "fanout", "page", "publish", "mix", "sustain", "giant", "record", "memory"];
+pub const CANONICAL: [&str; 10] =
+    ["poll", "fanout", "page", "publish", "mix", "sustain", "giant", "fairness", "record", "memory"];
 
 /// The one that takes minutes by design, and runs only when named.
 pub const SOAK: &str = "soak";
@@ -31,6 +33,7 @@ pub async fn run(name: &str, context: &Context) -> Result<Findings> {
         "mix" => mix::run(context).await,
         "sustain" => sustain::run(context).await,
         "giant" => giant::run(context).await,
+        "fairness" => fairness::run(context).await,
         "record" => record::run(context).await,
         "memory" => memory::run(context).await,
         SOAK => soak::run(context).await,

@@ -1,19 +1,23 @@
-//! Consuming: one connection a lane, opened when somebody first asks for a task, and opened again when it breaks.
+//! Consuming: one connection a lane, opened when somebody first asks for a task, and opened again when it breaks. All of
+//! the lane's queues deliver over its one channel.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::{self, BoxStream, SelectAll};
+use lapin::message::Delivery as Message;
 use lapin::options::BasicRejectOptions;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::acks::Acks;
+use super::basket::Basket;
 use super::topology::{self, cannot, queue_name, within};
 use super::{Pauses, RabbitOptions, codec};
 use crate::domain::{Lane, Task};
@@ -28,8 +32,10 @@ const TAG_BITS: u32 = 40;
 /// What names of subscriptions begin with. Each has one of its own: a quorum queue takes a second one of the same name
 /// for the first come back, returns what that had in hand, and takes its acknowledgements for other messages.
 const CONSUMER_TAG: &str = "fanfold";
-/// The most that can be at hand.
+/// The most that one queue is asked to have at hand for two of them together to have what was configured.
 const PREFETCH_MAX: u16 = 1_000;
+/// The most that is at hand of a lane, however many queues it has.
+const AT_HAND_MAX: usize = 4_000;
 /// Between looks whether a connection that nothing is asked of still stands.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
@@ -38,12 +44,11 @@ const CHECK_EVERY: Duration = Duration::from_millis(100);
 pub struct Consumer {
     lane: Lane,
     options: Arc<RabbitOptions>,
-    tasks: async_channel::Sender<Delivery>,
-    waiting: async_channel::Receiver<Delivery>,
+    waiting: Basket,
     started: AtomicBool,
     connections: AtomicU64,
     current: Mutex<Option<Arc<Session>>>,
-    /// How many tasks are at hand; 0 while paused.
+    /// How many tasks of one producer are at hand; 0 while paused.
     prefetch: watch::Sender<u16>,
     /// Nothing more is handed out.
     closed: CancellationToken,
@@ -59,31 +64,13 @@ struct Session {
     told: watch::Sender<u64>,
 }
 
-/// The broker's tags, between delivery and acknowledgement.
-#[derive(Debug, Default)]
-struct Acks {
-    in_hand: BTreeSet<u64>,
-    finished: BTreeSet<u64>,
-}
-
-impl Acks {
-    /// What to acknowledge now: everything up to a tag at once, and singly what was overtaken by a slower one.
-    fn take(&mut self) -> (Option<u64>, BTreeSet<u64>) {
-        let slowest = self.in_hand.first().copied().unwrap_or(u64::MAX);
-        let overtaken = self.finished.split_off(&slowest);
-        (std::mem::take(&mut self.finished).last().copied(), overtaken)
-    }
-}
-
 impl Consumer {
     pub fn new(lane: Lane, options: Arc<RabbitOptions>) -> Self {
-        let (tasks, waiting) = async_channel::bounded(usize::from(PREFETCH_MAX));
         Self {
             lane,
             prefetch: watch::Sender::new(options.prefetch.clamp(1, PREFETCH_MAX)),
+            waiting: Basket::new(options.fair_queues),
             options,
-            tasks,
-            waiting,
             started: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             current: Mutex::new(None),
@@ -103,7 +90,7 @@ impl Consumer {
             let delivery = tokio::select! {
                 biased;
                 () = self.closed.cancelled() => return None,
-                delivery = self.waiting.recv() => delivery.ok()?,
+                delivery = self.waiting.next() => delivery,
             };
             // What an earlier connection delivered will come again by this one.
             if self.session_of(&delivery).is_some() {
@@ -117,15 +104,12 @@ impl Consumer {
         let Some(session) = self.session_of(delivery) else {
             return Err(cannot("the connection that delivered the task is gone"));
         };
-        let tag = delivery.tag & ((1 << TAG_BITS) - 1);
-        let mut acks = session.acks();
-        acks.in_hand.remove(&tag);
-        acks.finished.insert(tag);
+        session.acks().finish(delivery.tag & ((1 << TAG_BITS) - 1));
         session.finished.notify_one();
         Ok(())
     }
 
-    /// Changes how many tasks are at hand, in hand included. 0 gives back what is not in hand yet.
+    /// Changes how many tasks of one producer are at hand, in hand included. 0 gives back what is not in hand yet.
     pub fn set_prefetch(&self, prefetch: u16) {
         self.prefetch.send_if_modified(|known| std::mem::replace(known, prefetch.min(PREFETCH_MAX)) != prefetch);
     }
@@ -140,7 +124,7 @@ impl Consumer {
         let session = self.current().clone();
         let Some(session) = session else { return };
         let mut told = session.told.subscribe();
-        let all_told = told.wait_for(|_| session.acks().finished.is_empty());
+        let all_told = told.wait_for(|_| session.acks().all_told());
         let _ = tokio::time::timeout(self.options.timeout, all_told).await;
     }
 
@@ -162,6 +146,7 @@ impl Consumer {
                 Err(error) => tracing::warn!(%error, lane = self.lane.name(), "cannot take tasks from the broker"),
             }
             *self.current() = None;
+            self.waiting.clear();
             pauses.wait().await;
         }
     }
@@ -201,41 +186,48 @@ impl Consumer {
                 }
                 continue;
             }
-            let mut messages = self.subscribe(session, at_hand).await?;
+            let mut subscriptions = self.subscribe(session, at_hand).await?;
             loop {
-                let message = tokio::select! {
+                let arrival = tokio::select! {
                     biased;
                     () = self.closed.cancelled() => break,
                     _ = prefetch.changed() => break,
-                    message = messages.next() => message,
+                    arrival = subscriptions.arrivals.next() => arrival,
                 };
-                let message = message.ok_or_else(|| cannot("the broker has ended the delivery of tasks"))?;
-                self.take(session, message).await?;
+                let Some(Arrival { queue, message: Some(message) }) = arrival else {
+                    return Err(cannot("the broker has ended the delivery of tasks"));
+                };
+                self.take(session, queue, message).await?;
             }
-            self.give_back(session, messages).await?;
+            self.give_back(session, subscriptions).await?;
         }
         broken(connection).await;
         Err(cannot("the connection is broken"))
     }
 
-    /// Has tasks delivered, so many at hand.
-    async fn subscribe(&self, session: &Session, at_hand: u16) -> Result<lapin::Consumer> {
-        let limit = self.options.timeout;
-        let qos = session.channel.basic_qos(at_hand, BasicQosOptions::default());
+    /// Has tasks of every queue delivered. A producer has two queues, so each has half of what is to be at hand of one.
+    async fn subscribe(&self, session: &Session, at_hand: u16) -> Result<Subscriptions> {
+        let (limit, queues) = (self.options.timeout, self.options.fair_queues);
+        let qos = session.channel.basic_qos(at_hand_each(at_hand, queues), BasicQosOptions::default());
         within(limit, "set the prefetch", qos).await?;
-        let name = format!("{CONSUMER_TAG}-{:x}", rand::random::<u64>());
-        let (queue, options) = (queue_name(&self.options, self.lane), BasicConsumeOptions::default());
-        let consuming = session.channel.basic_consume(queue, name.into(), options, FieldTable::default());
-        within(limit, "deliver tasks", consuming).await
+        let mut subscriptions = Subscriptions::default();
+        for queue in 0..queues {
+            let name = format!("{CONSUMER_TAG}-{:x}", rand::random::<u64>());
+            let (from, options) = (queue_name(&self.options, self.lane, queue), BasicConsumeOptions::default());
+            let consuming = session.channel.basic_consume(from, name.into(), options, FieldTable::default());
+            subscriptions.add(queue, within(limit, "deliver tasks", consuming).await?);
+        }
+        Ok(subscriptions)
     }
 
-    async fn take(&self, session: &Session, message: lapin::Result<lapin::message::Delivery>) -> Result<()> {
+    async fn take(&self, session: &Session, queue: usize, message: lapin::Result<Message>) -> Result<()> {
         let message = message.map_err(|error| cannot("the connection is broken").with_source(error))?;
-        session.acks().in_hand.insert(message.delivery_tag);
+        session.acks().meet(message.delivery_tag);
         match codec::decode(&message.data) {
             Ok(task) => {
                 let trace = codec::trace(message.properties.headers().as_ref());
-                self.hand(session, message.delivery_tag, Task { trace, ..task }).await;
+                let task = Task { trace, lane: self.lane, ..task };
+                self.waiting.put(queue, Delivery { task, tag: session.number << TAG_BITS | message.delivery_tag });
                 Ok(())
             }
             Err(error) => {
@@ -245,32 +237,62 @@ impl Consumer {
         }
     }
 
-    async fn hand(&self, session: &Session, tag: u64, task: Task) {
-        let task = Task { lane: self.lane, ..task };
-        let delivery = Delivery { task, tag: session.number << TAG_BITS | tag };
-        // Fails only if the channel is closed, and nobody closes it; there is room for all that may be in hand.
-        let sent = tokio::select! {
-            () = self.closed.cancelled() => return,
-            sent = self.tasks.send(delivery) => sent,
-        };
-        debug_assert!(sent.is_ok(), "the receiver is in the same struct");
-    }
-
     /// Returns what was not handed out, so that other workers need not wait until this process has ended.
-    async fn give_back(&self, session: &Session, mut messages: lapin::Consumer) -> Result<()> {
-        let cancelling = session.channel.basic_cancel(messages.tag(), BasicCancelOptions::default());
-        within(self.options.timeout, "end the delivery", cancelling).await?;
-        // What was on its way comes before the end of the stream.
-        while let Ok(Some(Ok(message))) = tokio::time::timeout(self.options.timeout, messages.next()).await {
-            session.give_back(message.delivery_tag).await?;
+    async fn give_back(&self, session: &Session, mut subscriptions: Subscriptions) -> Result<()> {
+        let limit = self.options.timeout;
+        for tag in &subscriptions.tags {
+            let cancelling = session.channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
+            within(limit, "end the delivery", cancelling).await?;
         }
-        while let Ok(delivery) = self.waiting.try_recv() {
+        // What was on its way comes before the end of its subscription.
+        let mut open = subscriptions.tags.len();
+        while open > 0 {
+            match tokio::time::timeout(limit, subscriptions.arrivals.next()).await {
+                Ok(Some(Arrival { message: Some(Ok(message)), .. })) => {
+                    session.acks().meet(message.delivery_tag);
+                    session.give_back(message.delivery_tag).await?;
+                }
+                Ok(Some(Arrival { message: None, .. })) => open -= 1,
+                Ok(Some(Arrival { message: Some(Err(_)), .. }) | None) | Err(_) => break,
+            }
+        }
+        while let Some(delivery) = self.waiting.try_next() {
             if delivery.tag >> TAG_BITS == session.number {
                 session.give_back(delivery.tag & ((1 << TAG_BITS) - 1)).await?;
             }
         }
         Ok(())
     }
+}
+
+/// A lane's queues, delivering.
+#[derive(Default)]
+struct Subscriptions {
+    tags: Vec<ShortString>,
+    arrivals: SelectAll<BoxStream<'static, Arrival>>,
+}
+
+/// What one of the queues has delivered; no message when it will deliver no more. One that ends must not go unnoticed
+/// among the others.
+struct Arrival {
+    queue: usize,
+    message: Option<lapin::Result<Message>>,
+}
+
+impl Subscriptions {
+    fn add(&mut self, queue: usize, messages: lapin::Consumer) {
+        self.tags.push(messages.tag());
+        let messages = messages.map(Some).chain(stream::iter([None]));
+        self.arrivals.push(messages.map(move |message| Arrival { queue, message }).boxed());
+    }
+}
+
+/// How many tasks each of a lane's queues has at hand for two of them to have `at_hand`.
+fn at_hand_each(at_hand: u16, queues: usize) -> u16 {
+    // All of it by a single queue.
+    let half = if queues > 1 { at_hand.div_ceil(2) } else { at_hand };
+    let bound = u16::try_from(AT_HAND_MAX / queues.max(1)).unwrap_or(u16::MAX);
+    half.min(bound).max(1)
 }
 
 /// Waits until a connection is no more.
@@ -289,7 +311,7 @@ impl Session {
     /// Returns a message to its queue.
     async fn give_back(&self, tag: u64) -> Result<()> {
         let returned = self.channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false }).await;
-        self.acks().in_hand.remove(&tag);
+        self.acks().forget(tag);
         returned.map_err(|error| cannot("a task could not be returned").with_source(error))
     }
 
@@ -297,7 +319,7 @@ impl Session {
     /// of later ones takes it along.
     async fn park(&self, tag: u64) -> Result<()> {
         let parked = self.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await;
-        self.acks().in_hand.remove(&tag);
+        self.acks().forget(tag);
         parked.map_err(|error| cannot("a message could not be parked").with_source(error))
     }
 
@@ -322,15 +344,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn acknowledgements_go_together_up_to_the_slowest() {
-        let mut acks = Acks { in_hand: [3, 7].into(), finished: [1, 2, 4, 5].into() };
-        assert_eq!(acks.take(), (Some(2), [4, 5].into()));
-        assert_eq!(acks.take(), (None, [].into()));
-        acks.in_hand.remove(&3);
-        acks.finished.extend([3, 6, 8]);
-        assert_eq!(acks.take(), (Some(6), [8].into()));
-        acks.in_hand.clear();
-        acks.finished.insert(7);
-        assert_eq!(acks.take(), (Some(7), [].into()));
+    fn two_queues_together_have_at_hand_what_is_configured() {
+        let each = |at_hand: u16, queues: usize| at_hand_each(at_hand, queues);
+        assert_eq!([each(32, 8), each(32, 1), each(33, 2), each(1, 8)], [16, 32, 17, 1]);
+        assert_eq!([each(1_000, 8), each(1_000, 64)], [500, 62], "a lane has a bound of its own");
     }
 }

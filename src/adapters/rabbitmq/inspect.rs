@@ -1,7 +1,7 @@
 //! A look at the broker, for `fanfold doctor`.
 
-use super::topology::{self, queue_name};
-use super::{RabbitOptions, topology::parked_name};
+use super::topology::{self, parked_name};
+use super::{RabbitOptions, fair};
 use crate::adapters::finding::Finding;
 use crate::domain::Lane;
 use crate::error::{Error, Result};
@@ -25,8 +25,15 @@ async fn look(options: &RabbitOptions, findings: &mut Vec<Finding>) -> Result<()
     topology::declare(&channel, options).await?;
     findings.push(Finding::fine(PART, format!("the queues {}.* are as this release needs them", options.prefix)));
     for lane in Lane::ALL {
-        let depth = topology::depth(&channel, options, queue_name(options, lane)).await?;
-        let what = format!("lane {}: {depth} of {} tasks", lane.name(), options.tasks_max);
+        let depths = topology::lane_depths(&channel, options, lane).await?;
+        let (depth, fullest) = (depths.iter().sum::<u64>(), depths.iter().max().copied().unwrap_or(0));
+        let share = fair::share(options.tasks_max, options.fair_queues);
+        let what = format!(
+            "lane {}: {depth} of {} tasks in {} queues, at most {fullest} of {share} in one",
+            lane.name(),
+            options.tasks_max,
+            depths.len()
+        );
         findings.push(if depth as usize * 2 > options.tasks_max {
             Finding::warning(PART, what, "more than half full: start more fan-out workers, see `fanfold fanout status`")
         } else {

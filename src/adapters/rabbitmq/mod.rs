@@ -1,10 +1,17 @@
-//! The queue in RabbitMQ: a quorum queue for each lane, and one for what no worker could read or survive.
+//! The queue in RabbitMQ: some quorum queues for each lane, and one for what no worker could read or survive.
+//!
+//! A producer has two of a lane's queues, and the queues take turns (`fair.rs`): a flood delays those whose queues are the
+//! same two, and of the others only a few. A task that was taken gives way to none; a producer whose two queues are full
+//! is refused, and the others are not.
 //!
 //! Whatever the broker loses the relay publishes again, so nothing here waits for a broken broker: calls fail within
 //! their timeout, and connections come back by themselves with growing pauses.
 
+mod acks;
+mod basket;
 mod codec;
 mod consumer;
+mod fair;
 mod inspect;
 mod parked;
 mod publisher;
@@ -18,13 +25,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::inspect::inspect;
 pub use self::parked::{SetAside, SetAsideMessage};
-pub use self::topology::check;
+pub use self::topology::{check, queue_names};
 
 use self::consumer::Consumer;
 use self::publisher::Publisher;
-use crate::domain::{Lane, Task};
+use crate::domain::{Lane, ProducerId, Task};
 use crate::error::Result;
-use crate::ports::{Delivery, Queue};
+use crate::ports::{Delivery, Queue, Room};
 
 /// Between attempts to connect: doubles from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -40,7 +47,9 @@ pub struct RabbitOptions {
     pub prefix: String,
     /// Messages a lane holds. An argument of the queues: to change it they have to be deleted first.
     pub tasks_max: usize,
-    /// Messages that a lane of this process has in hand or at hand.
+    /// Queues of a lane, at least one. The same in all processes.
+    pub fair_queues: usize,
+    /// Messages of one producer that a lane of this process has in hand or at hand.
     pub prefetch: u16,
     /// Published messages that wait for their confirmation.
     pub window: usize,
@@ -92,7 +101,7 @@ impl RabbitQueue {
         self.publisher.ready(patience).await
     }
 
-    /// Changes how many tasks a lane of this process has at hand; 0 pauses it.
+    /// Changes how many tasks of one producer a lane of this process has at hand; 0 pauses it.
     pub fn set_prefetch(&self, prefetch: u32) {
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
         self.small.set_prefetch(prefetch);
@@ -124,8 +133,8 @@ impl RabbitQueue {
 }
 
 impl Queue for RabbitQueue {
-    async fn publish(&self, tasks: Vec<Task>) -> Result<usize> {
-        self.publisher.publish(tasks).await
+    async fn publish(&self, producer: &ProducerId, tasks: Vec<Task>) -> Result<usize> {
+        self.publisher.publish(producer, tasks).await
     }
 
     async fn next(&self, lane: Lane) -> Result<Option<Delivery>> {
@@ -146,8 +155,8 @@ impl Queue for RabbitQueue {
         self.publisher.depth(lane).await
     }
 
-    async fn room(&self, lane: Lane) -> Result<u64> {
-        self.publisher.room(lane).await
+    async fn room(&self, lane: Lane, producer: &ProducerId) -> Result<Room> {
+        self.publisher.room(lane, producer).await
     }
 
     async fn close(&self) {

@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::topology::{self, cannot, queue_name, within};
-use super::{Pauses, RabbitOptions, codec};
-use crate::domain::{Lane, Task};
+use super::{Pauses, RabbitOptions, codec, fair};
+use crate::domain::{Lane, ProducerId, Task};
 use crate::error::{Error, Result};
+use crate::ports::Room;
 
-/// How long a lane's room is taken as last told, less what was published since.
-const ROOM_AGE: Duration = Duration::from_millis(500);
-/// A lane that was full is asked again after this.
-const ROOM_AGE_FULL: Duration = Duration::from_millis(1);
+/// How long a queue's depth is taken as last told, with what was published since.
+const DEPTH_AGE: Duration = Duration::from_millis(500);
+/// A queue that was full is asked again after this.
+const DEPTH_AGE_FULL: Duration = Duration::from_millis(1);
 /// Between looks whether the connection still stands.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 
@@ -40,14 +42,15 @@ struct Session {
     publishing: Channel,
     /// For questions: a refused one closes its channel.
     asking: Channel,
-    rooms: [Mutex<Room>; 2],
+    /// A lane's queues, for each lane.
+    depths: [Vec<Mutex<Depth>>; 2],
     broken: CancellationToken,
 }
 
-/// What is known of a lane's room.
-#[derive(Debug)]
-struct Room {
-    left: u64,
+/// What is known of a queue's depth.
+#[derive(Debug, Default)]
+struct Depth {
+    waiting: u64,
     asked: Option<Instant>,
 }
 
@@ -105,27 +108,24 @@ impl Publisher {
 
     /// Publishes from the front as many as their lanes have room for, and answers how many the broker has confirmed
     /// before the first that it has not.
-    pub async fn publish(&self, mut tasks: Vec<Task>) -> Result<usize> {
+    pub async fn publish(&self, producer: &ProducerId, tasks: Vec<Task>) -> Result<usize> {
         let session = self.session()?;
-        let mut granted = [0; 2];
+        let mut places = [Vec::new().into_iter(), Vec::new().into_iter()];
         for lane in Lane::ALL {
-            let wanted = tasks.iter().filter(|task| task.lane == lane).count() as u64;
-            granted[lane as usize] = session.run(session.reserve(&self.options, lane, wanted)).await?;
+            let wanted = tasks.iter().filter(|task| task.lane == lane).count();
+            let reserved = session.run(session.reserve(&self.options, lane, producer, wanted)).await?;
+            places[lane as usize] = reserved.into_iter();
         }
-        let fits = |task: &Task| {
-            let left = &mut granted[task.lane as usize];
-            let fits = *left > 0;
-            *left = left.saturating_sub(1);
-            fits
-        };
-        tasks.truncate(tasks.iter().take_while(fit(fits)).count());
-        session.run(self.publish_all(&session, &tasks)).await
+        let queue = |task: &Task| Some(queue_name(&self.options, task.lane, places[task.lane as usize].next()?));
+        let queues: Vec<ShortString> = tasks.iter().map_while(queue).collect();
+        session.run(self.publish_all(&session, &tasks, queues)).await
     }
 
-    async fn publish_all(&self, session: &Session, tasks: &[Task]) -> Result<usize> {
+    /// Publishes to each of `queues` the task that stands at its place.
+    async fn publish_all(&self, session: &Session, tasks: &[Task], queues: Vec<ShortString>) -> Result<usize> {
         let mut confirms = FuturesOrdered::new();
         let mut fates = Fates::default();
-        for task in tasks {
+        for (task, queue) in tasks.iter().zip(queues) {
             // Whoever waits for a place in the window must not hold one: two would wait for each other.
             let permit = loop {
                 if let Ok(permit) = Arc::clone(&self.window).try_acquire_owned() {
@@ -136,7 +136,7 @@ impl Publisher {
                     None => break self.place().await?,
                 }
             };
-            confirms.push_back(self.send(session, task, permit).await?);
+            confirms.push_back(self.send(session, task, queue, permit).await?);
         }
         while let Some(fate) = confirms.next().await {
             fates.add(fate?);
@@ -157,10 +157,10 @@ impl Publisher {
         &self,
         session: &Session,
         task: &Task,
+        queue: ShortString,
         permit: OwnedSemaphorePermit,
     ) -> Result<impl Future<Output = Result<Fate>> + use<>> {
         let limit = self.options.timeout;
-        let queue = queue_name(&self.options, task.lane);
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
         let bytes = codec::encode(task);
         let persistent = BasicProperties::default().with_delivery_mode(2).with_headers(codec::headers(task));
@@ -182,12 +182,14 @@ impl Publisher {
     /// Messages ready in a lane.
     pub async fn depth(&self, lane: Lane) -> Result<u64> {
         let session = self.session()?;
-        session.run(session.ask(&self.options, lane)).await
+        let depths = session.run(topology::lane_depths(&session.asking, &self.options, lane)).await?;
+        Ok(depths.iter().sum())
     }
 
-    /// Messages a lane still takes.
-    pub async fn room(&self, lane: Lane) -> Result<u64> {
-        Ok((self.options.tasks_max as u64).saturating_sub(self.depth(lane).await?))
+    /// How a producer's queues of a lane stand, as far as is known here.
+    pub async fn room(&self, lane: Lane, producer: &ProducerId) -> Result<Room> {
+        let session = self.session()?;
+        session.run(session.room(&self.options, lane, producer)).await
     }
 
     /// Messages parked.
@@ -212,9 +214,9 @@ impl Fates {
     }
 }
 
-/// `take_while` hands out references to what it iterates over, which are references already.
-fn fit<'a>(mut fits: impl FnMut(&Task) -> bool) -> impl FnMut(&&'a Task) -> bool {
-    move |task| fits(task)
+/// A producer's queues in each lane, and how many tasks each of them takes.
+fn standing(options: &RabbitOptions, producer: &ProducerId) -> ([usize; 2], u64) {
+    (fair::choices(producer, options.fair_queues), fair::share(options.tasks_max, options.fair_queues))
 }
 
 impl Session {
@@ -225,29 +227,68 @@ impl Session {
         let publishing = within(options.timeout, "open a channel", connection.create_channel()).await?;
         let confirms = publishing.confirm_select(ConfirmSelectOptions::default());
         within(options.timeout, "confirm messages", confirms).await?;
-        let unknown = || Mutex::new(Room { left: 0, asked: None });
-        Ok(Self { connection, publishing, asking, rooms: [unknown(), unknown()], broken: CancellationToken::new() })
+        let unknown = || (0..options.fair_queues).map(|_| Mutex::default()).collect();
+        Ok(Self { connection, publishing, asking, depths: [unknown(), unknown()], broken: CancellationToken::new() })
     }
 
-    /// Up to `wanted` places in a lane. What the broker told lately is trusted, so that not every publish asks; if
-    /// others publish too, the queue's own limit refuses what is beyond it.
-    async fn reserve(&self, options: &RabbitOptions, lane: Lane, wanted: u64) -> Result<u64> {
+    /// Up to `wanted` places in a producer's queues of a lane. What the broker told lately is trusted, so that not every
+    /// publish asks. Others publish too, and do not hear of it at once: a queue may get more than its share, and the limit
+    /// that the broker knows refuses what is beyond the lane's.
+    async fn reserve(
+        &self,
+        options: &RabbitOptions,
+        lane: Lane,
+        producer: &ProducerId,
+        wanted: usize,
+    ) -> Result<Vec<usize>> {
         if wanted == 0 {
-            return Ok(0);
+            return Ok(Vec::new());
         }
-        let mut room = self.rooms[lane as usize].lock().await;
-        let age_max = if room.left < wanted { ROOM_AGE_FULL } else { ROOM_AGE };
-        if room.asked.is_none_or(|asked| asked.elapsed() > age_max) {
-            room.asked = Some(Instant::now());
-            room.left = (options.tasks_max as u64).saturating_sub(self.ask(options, lane).await?);
+        let (choices, share) = standing(options, producer);
+        // Both to be at least half full of what is wanted: neither is found short while the other would do.
+        let needed = if choices[0] == choices[1] { wanted } else { wanted.div_ceil(2) };
+        let mut known = self.look(options, lane, choices, share.saturating_sub(needed as u64)).await?;
+        let waiting = known.each_ref().map(|depth| depth.as_ref().map_or(0, |depth| depth.waiting));
+        let places = fair::deal(choices, waiting, share, wanted);
+        for (choice, depth) in choices.iter().zip(&mut known) {
+            if let Some(depth) = depth {
+                depth.waiting += places.iter().filter(|place| *place == choice).count() as u64;
+            }
         }
-        let granted = room.left.min(wanted);
-        room.left -= granted;
-        Ok(granted)
+        Ok(places)
     }
 
-    async fn ask(&self, options: &RabbitOptions, lane: Lane) -> Result<u64> {
-        topology::depth(&self.asking, options, queue_name(options, lane)).await
+    async fn room(&self, options: &RabbitOptions, lane: Lane, producer: &ProducerId) -> Result<Room> {
+        let (choices, share) = standing(options, producer);
+        let known = self.look(options, lane, choices, share.saturating_sub(1)).await?;
+        let waiting = || known.iter().flatten().map(|depth| depth.waiting);
+        Ok(Room { left: waiting().map(|waiting| share.saturating_sub(waiting)).sum(), waiting: waiting().sum() })
+    }
+
+    /// What is known of two of a lane's queues, brought up to date if it is old, or if more than `enough` wait there: it
+    /// may be fewer by now. The second is `None` if there is just one.
+    async fn look(
+        &self,
+        options: &RabbitOptions,
+        lane: Lane,
+        choices: [usize; 2],
+        enough: u64,
+    ) -> Result<[Option<MutexGuard<'_, Depth>>; 2]> {
+        let depths = &self.depths[lane as usize];
+        let mut known = [None, None];
+        // In the same order everywhere, so that no two wait for each other.
+        let order = if choices[0] < choices[1] { [0, 1] } else { [1, 0] };
+        for at in order.into_iter().skip(usize::from(choices[0] == choices[1])) {
+            let mut depth = depths[choices[at]].lock().await;
+            let age_max = if depth.waiting > enough { DEPTH_AGE_FULL } else { DEPTH_AGE };
+            if depth.asked.is_none_or(|asked| asked.elapsed() > age_max) {
+                depth.asked = Some(Instant::now());
+                let queue = queue_name(options, lane, choices[at]);
+                depth.waiting = topology::depth(&self.asking, options, queue).await?;
+            }
+            known[at] = Some(depth);
+        }
+        Ok(known)
     }
 
     /// The result of a call. If it fails the connection is given up, and with it every other call: not each of them

@@ -18,14 +18,25 @@ const HEARTBEAT_S: u16 = 10;
 /// Messages the parked queue keeps; beyond it the oldest go. The relay still knows of every one.
 const PARKED_MAX: i64 = 10_000;
 
-/// The queue of a lane.
-pub fn queue_name(options: &RabbitOptions, lane: Lane) -> ShortString {
-    format!("{}.{}", options.prefix, lane.name()).into()
+/// One of a lane's queues. The first has the name that the only one had before there were several.
+pub fn queue_name(options: &RabbitOptions, lane: Lane, number: usize) -> ShortString {
+    name(&options.prefix, lane, number).into()
+}
+
+fn name(prefix: &str, lane: Lane, number: usize) -> String {
+    let first = format!("{prefix}.{}", lane.name());
+    if number == 0 { first } else { format!("{first}.{number}") }
 }
 
 /// The queue of the messages that no worker could read or survive.
 pub fn parked_name(options: &RabbitOptions) -> ShortString {
     format!("{}.parked", options.prefix).into()
+}
+
+/// The names of all queues under a prefix, with so many a lane: for whoever looks after the broker.
+pub fn queue_names(prefix: &str, fair_queues: usize) -> Vec<String> {
+    let of_lane = |lane| (0..fair_queues).map(move |number| name(prefix, lane, number));
+    Lane::ALL.into_iter().flat_map(of_lane).chain([format!("{prefix}.parked")]).collect()
 }
 
 /// An error if the URL cannot be used, before anything is asked of it.
@@ -66,7 +77,9 @@ pub async fn declare(channel: &Channel, options: &RabbitOptions) -> Result<()> {
     let mut parked = quorum(PARKED_MAX);
     parked.insert("x-overflow".into(), text("drop-head"));
     declare_one(channel, options, parked_name(options), parked).await?;
-    for lane in Lane::ALL {
+    for (lane, number) in Lane::ALL.into_iter().flat_map(|lane| (0..options.fair_queues).map(move |n| (lane, n))) {
+        // The whole lane's, not its share: arguments cannot be changed, and the number of queues must be. Publishers keep
+        // each queue to its share; this is for when many of them do so at once.
         let mut arguments = quorum(i64::try_from(options.tasks_max).unwrap_or(i64::MAX));
         arguments.insert("x-overflow".into(), text("reject-publish"));
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(options.deliveries_max)));
@@ -74,7 +87,7 @@ pub async fn declare(channel: &Channel, options: &RabbitOptions) -> Result<()> {
         arguments.insert("x-dead-letter-routing-key".into(), text(parked_name(options).as_str()));
         // A message leaves its lane only when the parked queue has it.
         arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        declare_one(channel, options, queue_name(options, lane), arguments).await?;
+        declare_one(channel, options, queue_name(options, lane, number), arguments).await?;
     }
     Ok(())
 }
@@ -120,6 +133,15 @@ fn is_precondition(error: &lapin::Error) -> bool {
 pub async fn depth(channel: &Channel, options: &RabbitOptions, queue: ShortString) -> Result<u64> {
     let asked = channel.queue_declare(queue, QueueDeclareOptions::durable().passive(), FieldTable::default());
     Ok(u64::from(within(options.timeout, "tell a queue's depth", asked).await?.message_count()))
+}
+
+/// Messages ready in each of a lane's queues.
+pub async fn lane_depths(channel: &Channel, options: &RabbitOptions, lane: Lane) -> Result<Vec<u64>> {
+    let mut depths = Vec::with_capacity(options.fair_queues);
+    for number in 0..options.fair_queues {
+        depths.push(depth(channel, options, queue_name(options, lane, number)).await?);
+    }
+    Ok(depths)
 }
 
 /// `call`, but no longer than `limit`: calls hang while the broker is away or out of memory.

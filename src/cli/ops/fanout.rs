@@ -42,7 +42,7 @@ Examples:
 const SET_AFTER: &str = "\
 tasks-small, tasks-bulk   chunks of a lane that a worker has in hand [1..256]
 rows-in-flight            rows that a worker has under way to the store [1..100000]
-prefetch                  tasks that a lane of a worker has at hand, in hand included [1..1000]
+prefetch                  tasks of one producer that a lane of a worker has at hand [1..1000]
 batch-rows                rows of one replica set in a batch [1..100]";
 
 /// Show and tune the fan-out while it runs
