@@ -89,13 +89,13 @@ impl Share {
         }
     }
 
+    /// Counted from 1: 0 says that the count answers.
     fn now_us(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
-    /// Never 0, which says that the count answers.
     fn after_pause(&self, now: u64) -> u64 {
-        now.saturating_add(u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX)).max(1)
+        now.saturating_add(u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX))
     }
 }
 
