@@ -27,6 +27,7 @@ struct Nodes {
     book: KeyBook,
     client: Client,
     operator: String,
+    settings: Vec<(&'static str, String)>,
     // Dropped after the nodes that use them.
     _keyspace: Keyspace,
     _data: TempDir,
@@ -84,12 +85,12 @@ impl Nodes {
         config.redis.urls = vec![redis.url().as_str().into()];
         config.access.mode = AccessMode::On;
         let settings = settings(&config);
-        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let nodes = [Service::start(data.path(), &settings).await, Service::start(data.path(), &settings).await];
+        let texts: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let nodes = [Service::start(data.path(), &texts).await, Service::start(data.path(), &texts).await];
         let book = open_keys(&config).await.expect("the store");
         let client = Client::builder().no_proxy().build().expect("a client");
         let operator = bearer(&fresh(&book, "operator", &[Scope::Metrics]).await);
-        Self { nodes, redis, book, client, operator, _keyspace: keyspace, _data: data }
+        Self { nodes, redis, book, client, operator, settings, _keyspace: keyspace, _data: data }
     }
 
     /// A key that has published nothing yet.
@@ -130,6 +131,16 @@ impl Nodes {
             }
         }
         answers.iter().filter(|answer| answer.status == 202).count() as f64
+    }
+
+    /// What an operator sees of the cluster.
+    async fn status(&self) -> Value {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"));
+        command.args(["fanout", "status", "--output", "json"]).env_remove("FANFOLD_CONFIG");
+        let settings = self.settings.iter().map(|(name, value)| (name, value));
+        let output = command.envs(settings).output().await.expect("the binary runs");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// The value of a gauge of a node.
@@ -180,6 +191,10 @@ async fn quotas_hold_across_nodes_and_each_has_its_share_without_redis() {
     nodes.until("fanfold_revisions_up", 1.0, None).await;
     let spare = nodes.key("spare").await;
     nodes.until("fanfold_quota_shared", 1.0, Some(&spare)).await;
+
+    // The nodes are counted, and not taken for workers.
+    let status = nodes.status().await;
+    assert_eq!((&status["api_nodes"], &status["workers"]), (&json!(2), &json!([])), "{status}");
 
     // Together ten, not ten each; of polls as of posts.
     let (key, began) = (nodes.key("together").await, Instant::now());
