@@ -118,6 +118,13 @@ fn describe() {
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");
     describe_counter!("fanfold_fanout_parked_total", Unit::Count, "Fan-out tasks set aside after too many failures");
     describe_counter!("fanfold_resyncs_total", Unit::Count, "Clients told to read their inbox afresh, by reason");
+    describe_counter!("fanfold_quota_refused_total", Unit::Count, "Posts and polls beyond a quota, by quota");
+    describe_gauge!(
+        "fanfold_quota_shared",
+        Unit::Count,
+        "1 while quotas are counted for all API nodes, 0 while this one goes by its share; in a cluster that has quotas"
+    );
+    describe_gauge!("fanfold_quota_nodes", Unit::Count, "API nodes that share the quotas");
     describe_gauge!("fanfold_build_info", Unit::Count, "Always 1; the label says which version runs");
     describe_gauge!("process_resident_memory_bytes", Unit::Bytes, "Resident memory");
     describe_counter!("process_cpu_seconds_total", Unit::Seconds, "User and system CPU time, in whole seconds");

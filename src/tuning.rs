@@ -1,4 +1,4 @@
-//! What a worker process tells of itself, and how it takes up what operators have tuned.
+//! What a process of a cluster tells of itself, and how workers take up what operators have tuned.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,8 @@ use crate::ports::Control as _;
 pub const FANOUT: &str = "fanout";
 /// The role of a relay.
 pub const RELAY: &str = "relay";
+/// The role of an API node.
+pub const API: &str = "api";
 
 /// Between looks at the tuning: a change is taken up within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -106,7 +108,7 @@ impl Board {
             let rate = (written - rows) as f64 / at.elapsed().as_secs_f64().max(0.001);
             (rows, at) = (written, Instant::now());
             if let Err(error) = store.report(&self.report(clock.now(), rate as u32)).await {
-                debug!(%error, "nobody hears what this worker does");
+                debug!(%error, "nobody hears what this process does");
             }
             if stop.run_until_cancelled(tokio::time::sleep(TELL_EVERY)).await.is_none() {
                 return;

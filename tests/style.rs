@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/reader.rs", &["adapters", "clock", "domain", "error", "faults", "flights", "ports", "withdrawals"]),
     ("src/marks.rs", &["adapters", "clock", "domain", "error", "faults", "intents", "ports", "publish", "reader"]),
     ("src/files.rs", &["error"]),
-    ("src/access/", &["access", "adapters", "clock", "config", "domain", "error", "files", "ports"]),
+    ("src/access/", &["access", "adapters", "clock", "config", "domain", "error", "files", "ports", "tuning"]),
     ("src/config/", &["config", "error", "files"]),
     ("src/telemetry.rs", &["config", "error"]),
     (

@@ -16,6 +16,11 @@ pub fn get(path: &str) -> Request {
     format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into_bytes()
 }
 
+/// `GET path` with the token of a viewer.
+pub fn get_as(path: &str, token: &str) -> Request {
+    format!("GET {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\n\r\n").into_bytes()
+}
+
 /// `POST path` with a JSON body.
 pub fn post(path: &str, body: &str) -> Request {
     let length = body.len();

@@ -62,6 +62,11 @@ impl Service {
         Self::start_arm(context, "service", name, &[]).await
     }
 
+    /// The same with settings of its own.
+    pub async fn start_with(context: &Context, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_arm(context, "service", name, settings).await
+    }
+
     /// The same with settings of its own and a clock that stands still until it is moved.
     pub async fn start_moved(context: &Context, name: &str, settings: &[(&str, &str)]) -> Result<Self> {
         Self::start_arm(context, "service-moved", name, settings).await

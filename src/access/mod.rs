@@ -6,6 +6,7 @@ pub mod jwks;
 pub mod keys;
 pub mod permit;
 pub mod quota;
+mod share;
 pub mod tokens;
 
 pub use credential::{Credential, KeyText, looks_secret};
@@ -20,7 +21,7 @@ use tracing::warn;
 
 use self::audit::Refusals;
 use self::quota::Quotas;
-use crate::adapters::Store;
+use crate::adapters::{Revisions, Store};
 use crate::clock::Clock;
 use crate::config::{self, AccessMode};
 use crate::domain::ViewerId;
@@ -37,16 +38,18 @@ struct Inner {
     tokens: Tokens,
     refusals: Refusals,
     quotas: Quotas,
+    store: Store,
     credential_bytes_max: usize,
     config: config::Access,
 }
 
 impl Access {
-    /// What the configuration asks for.
+    /// What the configuration asks for. Quotas are counted beside `revisions`.
     pub fn open(
         config: &config::Access,
         quota: &config::Quota,
         store: &Store,
+        revisions: &Revisions,
         clock: &Clock,
     ) -> Result<(Self, Option<Watch>)> {
         if config.mode == AccessMode::Off {
@@ -58,7 +61,8 @@ impl Access {
             keys: KeyBook::new(store, config, clock.clone()),
             tokens: Tokens::open(config, clock.clone())?,
             refusals: Refusals::new(config.refusals_logged_per_s_max),
-            quotas: Quotas::new(quota, config.keys_max),
+            quotas: Quotas::new(quota, config.keys_max, revisions),
+            store: store.clone(),
             credential_bytes_max: config.credential_bytes_max as usize,
             config: config.clone(),
         };
@@ -93,17 +97,17 @@ impl Access {
     }
 
     /// Charges whoever publishes, or refuses them before anything is done.
-    pub fn charge(&self, caller: &Caller, cost: Cost) -> Result<()> {
+    pub async fn charge(&self, caller: &Caller, cost: Cost) -> Result<()> {
         match (self.0.as_deref(), caller) {
-            (Some(inner), Caller::Producer { key, .. }) => inner.quotas.charge(*key, cost),
+            (Some(inner), Caller::Producer { key, .. }) => inner.quotas.charge(*key, cost).await,
             _ => Ok(()),
         }
     }
 
     /// Charges them with rows that were not known before.
-    pub fn charge_rows(&self, caller: &Caller, rows: u32) {
+    pub async fn charge_rows(&self, caller: &Caller, rows: u32) {
         if let (Some(inner), Caller::Producer { key, .. }) = (self.0.as_deref(), caller) {
-            inner.quotas.add_rows(*key, u64::from(rows));
+            inner.quotas.add_rows(*key, u64::from(rows)).await;
         }
     }
 
@@ -116,8 +120,12 @@ impl Access {
     }
 
     /// Counts a poll of `viewer`'s.
-    pub fn count_poll(&self, viewer: &ViewerId) -> Result<()> {
-        self.0.as_deref().map_or(Ok(()), |inner| inner.quotas.poll(viewer))
+    pub async fn count_poll(&self, viewer: &ViewerId) -> Result<()> {
+        match self.0.as_deref() {
+            // Boxed: polls that nobody counts need not be as large as this.
+            Some(inner) if inner.quotas.limits_polls() => Box::pin(inner.quotas.poll(viewer)).await,
+            _ => Ok(()),
+        }
     }
 
     /// Who shows `authorization`, the value of that header.
@@ -137,12 +145,17 @@ impl Access {
         }
     }
 
-    /// Reads the keys of viewers' tokens again when their file changes; runs until it is dropped.
+    /// Reads the keys of viewers' tokens again when their file changes, and counts the nodes that share the quotas; runs
+    /// until it is dropped.
     pub async fn run(self, watch: Option<Watch>) {
-        match (&self.0, watch) {
-            (Some(inner), Some(watch)) => inner.tokens.reload(&inner.config, watch).await,
-            _ => std::future::pending().await,
-        }
+        let Some(inner) = self.0.as_deref() else { return std::future::pending().await };
+        let reload = async {
+            match watch {
+                Some(watch) => inner.tokens.reload(&inner.config, watch).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(reload, inner.quotas.count_nodes(&inner.store));
     }
 
     /// Says what is missing before anybody can get in.

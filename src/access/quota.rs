@@ -1,60 +1,22 @@
-//! Quotas: how much a producer's key may publish, and how often a viewer may poll. Counted by each process for itself.
+//! Quotas: how much a producer's key may publish, and how often a viewer may poll.
 //!
-//! A bucket may go into debt: a request is let in while anything is left, and is then charged with all that it costs. So a
-//! post that is larger than the burst is possible, what is let in is never half done, and what follows waits the longer.
+//! In a cluster they are counted in Redis, for all API nodes. While that cannot be asked each node goes by its share: what
+//! was left when Redis last answered, divided by the number of nodes, and the rate divided likewise. So what all nodes let
+//! in too much at such a switch is at most the burst once: those that knew nothing of a holder take it for full. At the
+//! switch back it is once more at most the burst, for Redis has refilled meanwhile what the nodes have given away.
 
-use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics::counter;
 
+use super::share::Share;
+use crate::adapters::embedded::{EmbeddedQuotas, QuotaLimits};
+use crate::adapters::{self, Revisions, Store};
 use crate::config;
-use crate::domain::{KeyId, ViewerId};
+use crate::domain::quota::ALLOWANCES;
+use crate::domain::{Charge, Charged, Holder, KeyId, Rate, Take, ViewerId};
 use crate::error::{Error, Kind, Result};
-
-/// A rate, and how much may come at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// So much in a second.
-    pub per_s: u64,
-    /// So much at once, after a pause.
-    pub burst: u64,
-}
-
-impl Rate {
-    /// A rate of the configuration; `None` where it is 0, which stands for no limit.
-    fn new(per_s: u64, burst: u64) -> Option<Self> {
-        (per_s > 0).then_some(Self { per_s, burst: burst.max(1) })
-    }
-}
-
-/// One allowance that refills.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    rate: Rate,
-    /// What is left; below zero while something larger is being paid off.
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
-        Self { rate, left: rate.burst as f64, at: now }
-    }
-
-    fn refill(&mut self, now: Instant) {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + since * self.rate.per_s as f64).min(self.rate.burst as f64);
-        self.at = now;
-    }
-
-    /// How long until something is left again; `None` if something is.
-    fn wait(&self) -> Option<Duration> {
-        let missing = 1.0 - self.left;
-        (missing > 0.0).then(|| Duration::from_secs_f64(missing / self.rate.per_s as f64))
-    }
-}
+use crate::ports::Quotas as _;
 
 /// What a client is told of one allowance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,11 +32,13 @@ pub struct Allowance {
 }
 
 /// The allowances of a producer's key, by name.
-const NAMES: [&str; 3] = ["posts", "rows", "bytes"];
+const NAMES: [&str; ALLOWANCES] = ["posts", "rows", "bytes"];
 /// The place of rows among them.
 const ROWS: usize = 1;
 /// The field of a refusal, by the same order.
-const SETTINGS: [&str; 3] = ["quota.posts_per_s", "quota.rows_per_s", "quota.bytes_per_s"];
+const SETTINGS: [&str; ALLOWANCES] = ["quota.posts_per_s", "quota.rows_per_s", "quota.bytes_per_s"];
+/// The field of a refused poll.
+const POLLS: &str = "quota.polls_per_s";
 
 /// What a post costs.
 #[derive(Clone, Copy, Debug)]
@@ -85,34 +49,41 @@ pub struct Cost {
     pub bytes: u64,
 }
 
-type Buckets = Arc<Mutex<[Option<Bucket>; 3]>>;
-
-/// Everybody's allowances. Those that have not been used for a while are full again, and forgotten.
+/// Everybody's allowances.
 #[derive(Debug)]
 pub struct Quotas {
-    rates: [Option<Rate>; 3],
-    keys: moka::sync::Cache<KeyId, Buckets>,
+    rates: [Option<Rate>; ALLOWANCES],
     poll_rate: Option<Rate>,
-    viewers: moka::sync::Cache<ViewerId, Arc<Mutex<Bucket>>>,
+    /// The count that decides while it answers.
+    counted: adapters::Quotas,
+    /// The same as that in one process; in a cluster what it said last, and the count of this node's share.
+    here: EmbeddedQuotas,
+    share: Share,
 }
 
 impl Quotas {
-    /// What the configuration asks for.
-    pub fn new(quota: &config::Quota, keys_max: u32) -> Self {
+    /// What the configuration asks for, counted beside `revisions`: in this process, or for all processes.
+    pub fn new(quota: &config::Quota, keys_max: u32, revisions: &Revisions) -> Self {
         let rates = [
             Rate::new(quota.posts_per_s, quota.posts_burst),
             Rate::new(quota.rows_per_s, quota.rows_burst),
             Rate::new(quota.bytes_per_s, quota.bytes_burst),
         ];
         let poll_rate = Rate::new(quota.polls_per_s, quota.polls_burst);
-        let fill = |rate: Rate| Duration::from_secs(rate.burst / rate.per_s + 1);
-        let longest = rates.iter().flatten().copied().map(fill).max().unwrap_or_default();
+        let longest = rates.iter().flatten().map(|rate| rate.fill()).max().unwrap_or_default();
+        let here = EmbeddedQuotas::new(QuotaLimits {
+            keys_max: u64::from(keys_max),
+            // Debts are paid off in more than the time it takes to fill up, so they are kept longer.
+            keys_idle: longest.saturating_mul(4).max(Duration::from_secs(60)),
+            viewers_max: quota.viewers_tracked_max,
+            viewers_idle: poll_rate.map_or(Duration::from_secs(1), Rate::fill),
+        });
         Self {
             rates,
-            // Debts are paid off in more than the time it takes to fill up, so they are kept longer.
-            keys: idle_cache(u64::from(keys_max), longest.saturating_mul(4).max(Duration::from_secs(60))),
             poll_rate,
-            viewers: idle_cache(quota.viewers_tracked_max, poll_rate.map_or(Duration::from_secs(1), fill)),
+            counted: revisions.quotas(here.clone(), Duration::from_millis(quota.shared_timeout_ms)),
+            here,
+            share: Share::new(Duration::from_millis(quota.shared_pause_ms)),
         }
     }
 
@@ -121,87 +92,90 @@ impl Quotas {
         self.rates.iter().any(Option::is_some)
     }
 
+    /// Whether polls have any.
+    pub fn limits_polls(&self) -> bool {
+        self.poll_rate.is_some()
+    }
+
     /// Charges `key` with a post, or refuses it without having charged anything.
-    pub fn charge(&self, key: KeyId, cost: Cost) -> Result<()> {
+    pub async fn charge(&self, key: KeyId, cost: Cost) -> Result<()> {
         if !self.limits_keys() {
             return Ok(());
         }
-        let now = Instant::now();
-        let buckets = self.buckets(key, now);
-        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        for (bucket, setting) in buckets.iter_mut().zip(SETTINGS) {
-            let Some(bucket) = bucket else { continue };
-            bucket.refill(now);
-            if let Some(wait) = bucket.wait() {
-                return Err(exceeded(setting, bucket.rate, wait));
-            }
-        }
-        for (bucket, cost) in buckets.iter_mut().zip([1, cost.rows, cost.bytes]) {
-            if let Some(bucket) = bucket {
-                bucket.left -= cost as f64;
-            }
-        }
-        Ok(())
+        let costs = [1, cost.rows, cost.bytes];
+        let takes = std::array::from_fn(|at| Some(Take { rate: self.rates[at]?, cost: costs[at] }));
+        self.take(&Charge { holder: Holder::Key(key), takes, anyway: false }, SETTINGS).await
     }
 
     /// Adds to what `key` has cost, after it was let in.
-    pub fn add_rows(&self, key: KeyId, rows: u64) {
+    pub async fn add_rows(&self, key: KeyId, rows: u64) {
         if self.rates[ROWS].is_none() {
             return;
         }
-        let buckets = self.buckets(key, Instant::now());
-        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = &mut buckets[ROWS] {
-            bucket.left -= rows as f64;
-        }
+        // At no cost the others are there all the same: the count has one account for all of them.
+        let cost = |at| if at == ROWS { rows } else { 0 };
+        let takes = std::array::from_fn(|at| Some(Take { rate: self.rates[at]?, cost: cost(at) }));
+        self.ask(&Charge { holder: Holder::Key(key), takes, anyway: true }).await;
     }
 
-    /// What is left to `key`.
+    /// What is left to `key`, as far as this node knows: in a cluster the least that it was told, refilled since; nothing of
+    /// a key that it has not charged.
     pub fn left(&self, key: KeyId) -> Vec<Allowance> {
-        let now = Instant::now();
-        let buckets = self.buckets(key, now);
-        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let each = buckets.iter_mut().zip(NAMES).filter_map(|(bucket, name)| Some((bucket.as_mut()?, name)));
-        each.map(|(bucket, name)| {
-            bucket.refill(now);
-            let missing = bucket.rate.burst as f64 - bucket.left;
-            let full_in = Duration::from_secs_f64(missing.max(0.0) / bucket.rate.per_s as f64);
+        let known = self.here.left(Holder::Key(key), self.rates);
+        let left = match (&self.counted, known) {
+            (_, Some(left)) => left,
+            (adapters::Quotas::Embedded(_), None) => [f64::INFINITY; ALLOWANCES],
+            (adapters::Quotas::Redis(_), None) => return Vec::new(),
+        };
+        let nodes = if self.share.is_shared() { 1 } else { self.share.nodes() };
+        let each = NAMES.into_iter().zip(self.rates).zip(left);
+        each.filter_map(|((name, rate), left)| {
+            let rate = rate?;
+            let left = left.min(rate.burst as f64);
             // Below zero it is zero: a cast saturates.
-            Allowance { name, rate: bucket.rate, left: bucket.left as u64, full_in }
+            Some(Allowance { name, rate, left: (left / f64::from(nodes)) as u64, full_in: rate.full_in(left) })
         })
         .collect()
     }
 
-    fn buckets(&self, key: KeyId, now: Instant) -> Buckets {
-        let full = || Arc::new(Mutex::new(self.rates.map(|rate| rate.map(|rate| Bucket::full(rate, now)))));
-        self.keys.get_with(key, full)
+    /// Counts a poll of a viewer's.
+    pub async fn poll(&self, viewer: &ViewerId) -> Result<()> {
+        let Some(rate) = self.poll_rate else { return Ok(()) };
+        let takes = [Some(Take { rate, cost: 1 }), None, None];
+        self.take(&Charge { holder: Holder::Viewer(viewer), takes, anyway: false }, [POLLS; ALLOWANCES]).await
     }
 
-    /// Counts a poll of a viewer's.
-    pub fn poll(&self, viewer: &ViewerId) -> Result<()> {
-        let Some(rate) = self.poll_rate else { return Ok(()) };
-        let now = Instant::now();
-        let bucket = match self.viewers.get(viewer) {
-            Some(bucket) => bucket,
-            None => self.viewers.get_with(viewer.clone(), || Arc::new(Mutex::new(Bucket::full(rate, now)))),
-        };
-        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.refill(now);
-        match bucket.wait() {
-            Some(wait) => Err(exceeded("quota.polls_per_s", rate, wait)),
-            None => {
-                bucket.left -= 1.0;
-                Ok(())
+    /// Counts the nodes among which quotas are shared when they have to be; runs until it is dropped.
+    pub async fn count_nodes(&self, store: &Store) {
+        match self.counted {
+            adapters::Quotas::Redis(_) if self.limits_keys() || self.limits_polls() => {
+                self.share.count_nodes(store).await;
             }
+            _ => std::future::pending().await,
         }
     }
-}
 
-fn idle_cache<K: Eq + Hash + Send + Sync + 'static, V: Clone + Send + Sync + 'static>(
-    max: u64,
-    idle: Duration,
-) -> moka::sync::Cache<K, V> {
-    moka::sync::Cache::builder().max_capacity(max).time_to_idle(idle).build()
+    async fn take(&self, charge: &Charge<'_>, settings: [&'static str; ALLOWANCES]) -> Result<()> {
+        let Some(refused) = self.ask(charge).await.refused else { return Ok(()) };
+        let take = charge.takes[refused.at].ok_or_else(|| Error::internal("a quota that is not set has refused"))?;
+        Err(exceeded(settings[refused.at], take.rate, refused.wait))
+    }
+
+    async fn ask(&self, charge: &Charge<'_>) -> Charged {
+        if self.share.may_ask() {
+            match self.counted.charge(charge).await {
+                Ok(charged) => {
+                    self.share.works();
+                    if let adapters::Quotas::Redis(_) = self.counted {
+                        self.here.follow(charge, charged.left);
+                    }
+                    return charged;
+                }
+                Err(error) => self.share.failed(&error),
+            }
+        }
+        self.here.charge_share(charge, self.share.nodes())
+    }
 }
 
 fn exceeded(setting: &'static str, rate: Rate, wait: Duration) -> Error {
@@ -213,11 +187,15 @@ fn exceeded(setting: &'static str, rate: Rate, wait: Duration) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::embedded::{EmbeddedRevisions, RevisionLimits};
+    use crate::domain::Fence;
 
     fn quotas(change: impl FnOnce(&mut config::Quota)) -> Quotas {
         let mut quota = config::load(&config::Overrides::default(), []).expect("the defaults").quota;
         change(&mut quota);
-        Quotas::new(&quota, 10)
+        let limits = RevisionLimits { records_max: 1, waiters_max: 1 };
+        let revisions = EmbeddedRevisions::new(Fence { seq: 1, nonce: 1 }, limits);
+        Quotas::new(&quota, 10, &Revisions::Embedded(revisions))
     }
 
     fn key(n: u8) -> KeyId {
@@ -226,52 +204,57 @@ mod tests {
 
     const SMALL: Cost = Cost { rows: 1, bytes: 10 };
 
-    #[test]
-    fn a_burst_and_then_a_rate() {
+    #[tokio::test]
+    async fn a_burst_and_then_a_rate() {
         let quotas = quotas(|quota| (quota.posts_per_s, quota.posts_burst) = (1, 3));
         for _ in 0..3 {
-            quotas.charge(key(1), SMALL).expect("within the burst");
+            quotas.charge(key(1), SMALL).await.expect("within the burst");
         }
-        let error = quotas.charge(key(1), SMALL).expect_err("beyond it");
+        let error = quotas.charge(key(1), SMALL).await.expect_err("beyond it");
         assert_eq!((error.code(), error.field()), ("quota_exceeded", Some("quota.posts_per_s")));
         let wait = error.retry_after().expect("a time");
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
-        quotas.charge(key(2), SMALL).expect("another key has its own");
+        quotas.charge(key(2), SMALL).await.expect("another key has its own");
         let left = quotas.left(key(1));
         assert_eq!((left.len(), left[0].name, left[0].left), (1, "posts", 0));
     }
 
-    #[test]
-    fn what_is_refused_is_not_charged_and_what_is_large_goes_into_debt() {
+    #[tokio::test]
+    async fn what_is_refused_is_not_charged_and_what_is_large_goes_into_debt() {
         let quotas = quotas(|quota| {
             (quota.posts_per_s, quota.posts_burst) = (1, 100);
             (quota.rows_per_s, quota.rows_burst) = (10, 100);
         });
-        quotas.charge(key(1), Cost { rows: 1_000, bytes: 0 }).expect("larger than the burst, and possible");
+        quotas.charge(key(1), Cost { rows: 1_000, bytes: 0 }).await.expect("larger than the burst, and possible");
         for _ in 0..5 {
-            let error = quotas.charge(key(1), SMALL).expect_err("it has to be paid off");
+            let error = quotas.charge(key(1), SMALL).await.expect_err("it has to be paid off");
             assert_eq!(error.field(), Some("quota.rows_per_s"));
             assert!(error.retry_after() > Some(Duration::from_secs(80)), "{error:?}");
         }
         assert_eq!(quotas.left(key(1))[0].left, 99, "one post, and not six");
     }
 
-    #[test]
-    fn nothing_is_limited_where_a_quota_is_zero() {
+    #[tokio::test]
+    async fn nothing_is_limited_where_a_quota_is_zero() {
         let quotas = quotas(|_| {});
         assert!(!quotas.limits_keys());
         let ben = ViewerId::parse("v", "ben").expect("valid");
         for _ in 0..10_000 {
-            quotas.charge(key(1), Cost { rows: u64::MAX, bytes: u64::MAX }).expect("no limit");
-            quotas.poll(&ben).expect("no limit");
+            quotas.charge(key(1), Cost { rows: u64::MAX, bytes: u64::MAX }).await.expect("no limit");
+            quotas.poll(&ben).await.expect("no limit");
         }
     }
 
-    #[test]
-    fn a_viewer_polls_at_a_rate() {
+    #[tokio::test]
+    async fn a_viewer_polls_at_a_rate() {
         let quotas = quotas(|quota| (quota.polls_per_s, quota.polls_burst) = (1, 2));
         let viewer = |name| ViewerId::parse("v", name).expect("valid");
-        let polls = |name| (0..5).filter(|_| quotas.poll(&viewer(name)).is_ok()).count();
-        assert_eq!((polls("ben"), polls("cleo")), (2, 2));
+        for name in ["ben", "cleo"] {
+            let mut let_in = 0;
+            for _ in 0..5 {
+                let_in += u32::from(quotas.poll(&viewer(name)).await.is_ok());
+            }
+            assert_eq!(let_in, 2, "{name}");
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::embedded::{EmbeddedQueue, EmbeddedRevisions, EmbeddedStore};
+use super::embedded::{EmbeddedQueue, EmbeddedQuotas, EmbeddedRevisions, EmbeddedStore};
 use super::rabbitmq::{RabbitQueue, SetAside};
-use super::redis::RedisRevisions;
+use super::redis::{RedisQuotas, RedisRevisions};
 use super::scylla::ScyllaStore;
 use crate::domain::*;
 use crate::error::Result;
@@ -36,6 +36,15 @@ pub enum Revisions {
     Embedded(EmbeddedRevisions),
     /// In Redis.
     Redis(RedisRevisions),
+}
+
+/// The count of quotas in use.
+#[derive(Clone, Debug)]
+pub enum Quotas {
+    /// In this process.
+    Embedded(EmbeddedQuotas),
+    /// In Redis, for all processes.
+    Redis(RedisQuotas),
 }
 
 impl Store {
@@ -122,6 +131,15 @@ impl Revisions {
         match self {
             Self::Embedded(inner) => inner.waiters(),
             Self::Redis(inner) => inner.waiters(),
+        }
+    }
+
+    /// The count of quotas that goes with them: in the same Redis, where a charge takes `timeout` at most; `here`, where
+    /// there is one process.
+    pub fn quotas(&self, here: EmbeddedQuotas, timeout: Duration) -> Quotas {
+        match self {
+            Self::Embedded(_) => Quotas::Embedded(here),
+            Self::Redis(inner) => Quotas::Redis(inner.quotas(timeout)),
         }
     }
 }
@@ -226,5 +244,12 @@ impl ports::Revisions for Revisions {
         bump_marks(viewer: &ViewerId, posts: &[PostId]) -> Result<MarkBump>;
         changed(viewer: &ViewerId, seen: Revision, deadline: Instant) -> Result<Option<Revision>>;
         fence() -> Result<Fence>;
+    }
+}
+
+impl ports::Quotas for Quotas {
+    forward! {
+        [Embedded Redis]
+        charge(charge: &Charge<'_>) -> Result<Charged>;
     }
 }

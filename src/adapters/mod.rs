@@ -10,5 +10,5 @@ pub mod finding;
 mod reads;
 mod tls;
 
-pub use dispatch::{Queue, Revisions, Store};
+pub use dispatch::{Queue, Quotas, Revisions, Store};
 pub use reads::Reads;

@@ -52,6 +52,8 @@ pub struct Quota {
     pub polls_per_s: u64,
     pub polls_burst: u64,
     pub viewers_tracked_max: u64,
+    pub shared_timeout_ms: u64,
+    pub shared_pause_ms: u64,
 }
 
 /// Which web pages may call the API from a browser.

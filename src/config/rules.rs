@@ -164,6 +164,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("quota.polls_per_s", whole(0, 1_000_000)),
     ("quota.polls_burst", whole(1, 1_000_000)),
     ("quota.viewers_tracked_max", whole(1, 1_000_000_000)),
+    ("quota.shared_timeout_ms", whole(1, MINUTE_MS)),
+    ("quota.shared_pause_ms", whole(10, MINUTE_MS)),
     ("cors.origins", Rule::AnyText),
     ("cors.max_age_s", whole(0, DAY_S)),
     ("tls.certificate_file", Rule::AnyText),

@@ -1,4 +1,4 @@
-//! What Fanfold talks about: posts, audiences, inbox items, revisions. Pure: no I/O, no runtime, no wire formats.
+//! What Fanfold talks about: posts, audiences, inbox items, revisions, quotas. Pure: no I/O, no runtime, no wire formats.
 
 pub mod audience;
 pub mod chunk;
@@ -6,6 +6,7 @@ pub mod ids;
 pub mod item;
 pub mod key;
 pub mod post;
+pub mod quota;
 pub mod revision;
 pub mod time;
 pub mod token;
@@ -19,6 +20,7 @@ pub use ids::{PostId, ProducerId, ViewerId};
 pub use item::{Mark, Marks, Row};
 pub use key::{KeyEnd, KeyId, ProducerKey, Scope, Scopes, SecretHash};
 pub use post::{Post, PostState, Withdrawal};
+pub use quota::{Charge, Charged, Holder, Rate, Refused, Take};
 pub use revision::{Change, Fence, Record, Revision};
 pub use time::Time;
 pub use token::{Cursor, Token};

@@ -71,12 +71,12 @@ impl Tuning {
     }
 }
 
-/// What a worker process tells of itself, every second or so.
+/// What a process of a cluster tells of itself, every second or so.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerReport {
     /// Drawn at its start.
     pub id: u128,
-    /// `fanout` or `relay`.
+    /// `fanout`, `relay` or `api`.
     pub role: String,
     /// `host:pid`.
     pub name: String,
@@ -86,11 +86,11 @@ pub struct WorkerReport {
     pub at: Time,
     /// The [`Tuning::version`] it goes by.
     pub tuning: u32,
-    /// Tasks in hand (a relay: shards it holds).
+    /// Tasks in hand (a relay: shards it holds; an API node: none).
     pub in_hand: u32,
     /// Which, the oldest first: `post/chunk` (a relay: shards), cut to a few.
     pub tasks: Vec<String>,
-    /// Rows of the tasks it has finished since its start (a relay: none).
+    /// Rows of the tasks it has finished since its start (others: none).
     pub rows: u64,
     /// Rows a second, over the last seconds.
     pub rows_per_s: u32,

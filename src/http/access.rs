@@ -11,8 +11,8 @@ use super::App;
 use super::params;
 use super::problem::Problem;
 use super::routes::Route;
-use crate::access::quota::Rate;
 use crate::access::{Allowance, Caller, Need, decide};
+use crate::domain::Rate;
 use crate::error::{Error, Kind, Result};
 
 /// Lets a request in, or answers it. `None` where nobody was asked who they are.
@@ -62,7 +62,7 @@ async fn enter<B>(
     let viewer = if need == Need::Inbox { Some(params::viewer_of(request.uri().path())?) } else { None };
     decide(&caller, need, viewer.as_ref())?;
     if let (Route::Poll, Some(viewer)) = (route, &viewer) {
-        app.access.count_poll(viewer)?;
+        app.access.count_poll(viewer).await?;
     }
     Ok(caller)
 }

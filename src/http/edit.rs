@@ -112,12 +112,12 @@ pub(super) async fn edit(State(app): State<App>, Json { head, body }: Json<Patch
     };
     let caller = access::caller(&app, &head)?;
     let producer = caller.producer()?;
-    app.access.charge(&caller, Cost { rows: 0, bytes: body.data.as_ref().map_or(0, patch_bytes) })?;
+    app.access.charge(&caller, Cost { rows: 0, bytes: body.data.as_ref().map_or(0, patch_bytes) }).await?;
     let post = match body.data {
         None => app.publisher.edit(&producer, id, demanded.version(), fixed).await?,
         Some(patch) => merge_edit(&app, &producer, id, demanded, fixed, patch.as_deref()).await?,
     };
-    app.access.charge_rows(&caller, post.audience_size);
+    app.access.charge_rows(&caller, post.audience_size).await;
     audit::post(PostEvent::Edited, &caller, post.id, post.version);
     changed(&app, &post)
 }
@@ -190,9 +190,9 @@ pub(super) async fn retract(State(app): State<App>, request: Request) -> Answer 
     let [] = params::query(head.uri.query(), [])?;
     let expected = IfMatch::find(&head.headers)?.and_then(IfMatch::version);
     let caller = access::caller(&app, &head)?;
-    app.access.charge(&caller, Cost { rows: 0, bytes: 0 })?;
+    app.access.charge(&caller, Cost { rows: 0, bytes: 0 }).await?;
     let post = app.publisher.retract(&caller.producer()?, id, expected).await?;
-    app.access.charge_rows(&caller, post.audience_size);
+    app.access.charge_rows(&caller, post.audience_size).await;
     audit::post(PostEvent::Retracted, &caller, post.id, post.version);
     changed(&app, &post)
 }

@@ -146,7 +146,7 @@ impl PublishedBody {
 /// Publishes a draft and says so.
 pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(Post, PublishedBody)> {
     let audience = draft.audience.clone();
-    app.access.charge(caller, Cost { rows: audience.size().into(), bytes: draft.data.len() as u64 })?;
+    app.access.charge(caller, Cost { rows: audience.size().into(), bytes: draft.data.len() as u64 }).await?;
     let post = app.publisher.publish(draft).await?;
     audit::post(PostEvent::Published, caller, post.id, post.version);
     let body = PublishedBody::new(&audience, Some(&post));

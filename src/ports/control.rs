@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::domain::{Tuning, WorkerReport};
 use crate::error::Result;
 
-/// Leases, the fan-out's tuning, and what workers tell of themselves. Losing any of it loses no post.
+/// Leases, the fan-out's tuning, and what processes tell of themselves. Losing any of it loses no post.
 pub trait Control {
     /// Takes the lease `name`, or renews it; `false` if somebody else holds it. It ends after `ttl` unless renewed, by
     /// the store's clock: count from before the call. Two holders at once are rare, and must do no harm.
@@ -21,9 +21,9 @@ pub trait Control {
     /// Replaces the tuning if it is still at version `tuning.version - 1`.
     fn set_tuning(&self, tuning: &Tuning) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Tells what this worker does. Forgotten after some seconds.
+    /// Tells what this process does. Forgotten after some seconds.
     fn report(&self, report: &WorkerReport) -> impl Future<Output = Result<()>> + Send;
 
-    /// What the workers told lately.
+    /// What the processes told lately.
     fn reports(&self) -> impl Future<Output = Result<Vec<WorkerReport>>> + Send;
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::parked;
 use crate::ports::{Control as _, FenceEntry, Queue as _, Store as _};
 use crate::service::options;
-use crate::tuning::{FANOUT, RELAY};
+use crate::tuning::{API, FANOUT, RELAY};
 
 /// How long to wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -64,6 +64,7 @@ fn workers(reports: Result<Vec<WorkerReport>>) -> Vec<Finding> {
         }
     };
     vec![
+        look(API, "API node", "start one (fanfold serve): nobody can publish or read"),
         look(FANOUT, "fanfold-fanout", "start one: posts are accepted, but reach nobody"),
         look(RELAY, "fanfold-relay", "start one: what fails once is never tried again without it"),
     ]
@@ -90,6 +91,8 @@ pub struct FanoutStatus {
     pub lag: Duration,
     /// Who works, and on what.
     pub workers: Vec<WorkerReport>,
+    /// How many API nodes there are.
+    pub api_nodes: usize,
     /// When this was looked at.
     pub at: Time,
 }
@@ -136,9 +139,12 @@ impl Console {
             }
         }
         let (at, mut workers) = (self.clock.now(), self.store.reports().await?);
+        let processes = workers.len();
+        workers.retain(|process| process.role != API);
+        let api_nodes = processes - workers.len();
         workers.sort_by(|a, b| (&a.role, &a.name).cmp(&(&b.role, &b.name)));
         let lag = oldest.map_or(Duration::ZERO, |oldest| at.since(oldest));
-        Ok(FanoutStatus { tuning: self.store.tuning().await?, depths, set_aside, lag, workers, at })
+        Ok(FanoutStatus { tuning: self.store.tuning().await?, depths, set_aside, lag, workers, api_nodes, at })
     }
 
     /// Changes the tuning on behalf of `by`; every worker takes it up within a second.

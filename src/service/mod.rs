@@ -32,7 +32,7 @@ use crate::publish::Publisher;
 use crate::reader::Reader;
 use crate::relay::{Relay, RelayParts};
 use crate::telemetry;
-use crate::tuning::{Board, FANOUT, Tuner};
+use crate::tuning::{API, Board, FANOUT, Tuner};
 use crate::withdrawals::Withdrawals;
 
 pub use backends::Backends;
@@ -112,7 +112,7 @@ impl Running {
             reader: reader.clone(),
             clock: clock.clone(),
         };
-        let (access, watch) = Access::open(&config.access, &config.quota, &store, &clock)?;
+        let (access, watch) = Access::open(&config.access, &config.quota, &store, &revisions, &clock)?;
         access.warn_of_gaps().await?;
         let tls = http::Tls::open(&config.tls)?;
         let metrics = telemetry::install_metrics();
@@ -131,6 +131,7 @@ impl Running {
         let mut tasks = Tasks::new(Duration::from_secs(u64::from(config.http.shutdown_grace_s)));
         if cluster {
             tasks.others.spawn(withdrawals.follow(tasks.background.clone()));
+            tasks.others.spawn(Board::new(API, &clock).tell(system, clock.clone(), tasks.background.clone()));
         } else {
             tasks.spawn_workers(&backends, &clock, config);
             let parts = relay_parts(&backends, Some(withdrawals), &clock, config);

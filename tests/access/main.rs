@@ -1,5 +1,10 @@
 //! Who may do what, seen from outside: keys, tokens, what is refused and how, and what is never shown.
 
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../contract/redis_server.rs"]
+#[allow(dead_code, reason = "others use the rest")]
+mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -9,6 +14,7 @@ mod matrix;
 mod quotas;
 mod ring;
 mod secrets;
+mod shared_quotas;
 mod tokens;
 mod wire;
 

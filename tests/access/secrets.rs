@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use fanfold::access::{Access, KeyText};
 use fanfold::clock::Clock;
+use fanfold::service::Backends;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use crate::ring::Ring;
@@ -193,8 +194,9 @@ async fn nothing_that_is_printed_for_debugging_shows_a_secret() {
     let guarded = Guarded::start().await;
     let mut config = defaults();
     guard(&mut config, &guarded.ring);
-    let store = &guarded.service.running.backends.store;
-    let (access, _) = Access::open(&config.access, &config.quota, store, &Clock::system()).expect("opened");
+    let Backends { store, revisions, .. } = &guarded.service.running.backends;
+    let opened = Access::open(&config.access, &config.quota, store, revisions, &Clock::system());
+    let (access, _) = opened.expect("opened");
     let issued = guarded.key("shop", &fanfold::domain::Scope::ALL).await;
     access.identify(Some(&crate::bearer(&issued))).await.expect("let in");
     let shown = format!("{config:?} {access:?} {issued:?} {:?}", guarded.book().list().await.expect("listed"));

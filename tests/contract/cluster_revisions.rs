@@ -20,7 +20,7 @@ use crate::viewer;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn options(urls: &[String]) -> RedisOptions {
+pub fn options(urls: &[String]) -> RedisOptions {
     RedisOptions {
         servers: RedisServers::Nodes(urls.to_vec()),
         key_prefix: format!("fanfold-test-{:016x}", rand::random::<u64>()),
@@ -36,13 +36,13 @@ fn options(urls: &[String]) -> RedisOptions {
     }
 }
 
-async fn start(options: RedisOptions, registry: &OpenStore) -> RedisRevisions {
+pub async fn start(options: RedisOptions, registry: &OpenStore) -> RedisRevisions {
     let revisions = RedisRevisions::start(options, Store::Embedded(registry.store.clone()));
     revisions.ready(PATIENCE).await.expect("redis is there");
     revisions
 }
 
-async fn open() -> Option<(RedisRevisions, OpenStore)> {
+pub async fn open() -> Option<(RedisRevisions, OpenStore)> {
     let url = crate::server("FANFOLD_TEST_REDIS")?;
     let registry = OpenStore::new().await;
     Some((start(options(&[url]), &registry).await, registry))
@@ -51,7 +51,7 @@ async fn open() -> Option<(RedisRevisions, OpenStore)> {
 crate::revisions_suite!(revisions_suite, super::open());
 
 /// A server of the test's own, or `None` where real servers are to be left out.
-async fn own_server() -> Option<RedisServer> {
+pub async fn own_server() -> Option<RedisServer> {
     crate::server("FANFOLD_TEST_REDIS")?;
     Some(RedisServer::start().await)
 }

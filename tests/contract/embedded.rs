@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfold::adapters::embedded::{
-    EmbeddedQueue, EmbeddedRevisions, EmbeddedStore, Folder, RevisionLimits, StoreOptions,
+    EmbeddedQueue, EmbeddedQuotas, EmbeddedRevisions, EmbeddedStore, Folder, QuotaLimits, RevisionLimits, StoreOptions,
 };
 use fanfold::clock::Clock;
 use fanfold::domain::Fence;
@@ -57,10 +57,17 @@ pub async fn revisions(records_max: usize) -> Option<(EmbeddedRevisions, ())> {
     Some((EmbeddedRevisions::new(fence, RevisionLimits { records_max, waiters_max: 100 }), ()))
 }
 
+pub async fn quotas() -> Option<(EmbeddedQuotas, ())> {
+    let idle = Duration::from_secs(3_600);
+    let limits = QuotaLimits { keys_max: 1_000, keys_idle: idle, viewers_max: 1_000, viewers_idle: idle };
+    Some((EmbeddedQuotas::new(limits), ()))
+}
+
 crate::store_suite!(store, async { Some(super::OpenStore::new().await) });
 crate::keys_suite!(keys, async { Some(super::OpenStore::new().await) });
 crate::queue_suite!(queue_suite, super::queue);
 crate::revisions_suite!(revisions_suite, super::revisions(1_000));
+crate::quotas_suite!(quotas_suite, super::quotas());
 
 #[tokio::test]
 async fn what_was_written_survives_a_restart() {

@@ -1,12 +1,14 @@
 //! One suite a port: what any adapter must do, run against every adapter there is.
 
 mod cluster_queue;
+mod cluster_quotas;
 mod cluster_revisions;
 mod cluster_store;
 mod control;
 mod embedded;
 mod keys;
 mod queue;
+mod quotas;
 mod redis_server;
 mod revisions;
 mod store;

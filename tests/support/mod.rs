@@ -32,7 +32,7 @@ pub struct Service {
 pub struct Ask(reqwest::RequestBuilder);
 
 /// A keyspace that goes with its service: a server of the tests has no room for as many as there are tests.
-struct Keyspace(Scylla);
+pub struct Keyspace(pub Scylla);
 
 impl Drop for Keyspace {
     fn drop(&mut self) {
@@ -58,7 +58,7 @@ pub fn is_cluster() -> bool {
 }
 
 /// Makes the configuration that of a cluster nobody else uses; the same folder finds the same cluster again.
-async fn join_cluster(config: &mut Config, folder: &std::path::Path) {
+pub async fn join_cluster(config: &mut Config, folder: &std::path::Path) {
     let server = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: dev/stack up"));
     let tail: String =
         folder.file_name().expect("a name").to_string_lossy().chars().filter(char::is_ascii_alphanumeric).collect();

@@ -7,6 +7,7 @@ pub mod memory;
 pub mod mix;
 pub mod page;
 pub mod poll;
+pub mod poll_token;
 pub mod publish;
 pub mod record;
 pub mod soak;
@@ -17,8 +18,8 @@ use crate::findings::Findings;
 use crate::measure::Result;
 
 /// Every scenario of the canonical suite, in the order in which they run.
-pub const CANONICAL: [&str; 10] =
-    ["poll", "fanout", "page", "publish", "mix", "sustain", "giant", "fairness", "record", "memory"];
+pub const CANONICAL: [&str; 11] =
+    ["poll", "poll-token", "fanout", "page", "publish", "mix", "sustain", "giant", "fairness", "record", "memory"];
 
 /// The one that takes minutes by design, and runs only when named.
 pub const SOAK: &str = "soak";
@@ -27,6 +28,7 @@ pub const SOAK: &str = "soak";
 pub async fn run(name: &str, context: &Context) -> Result<Findings> {
     match name {
         "poll" => poll::run(context).await,
+        "poll-token" => poll_token::run(context).await,
         "fanout" => fanout::run(context).await,
         "page" => page::run(context).await,
         "publish" => publish::run(context).await,

@@ -1,4 +1,5 @@
-//! Everything in one process: the truth in an LSM store on disk, the queue in a channel, revisions in bounded memory.
+//! Everything in one process: the truth in an LSM store on disk, the queue in a channel, revisions and quotas in
+//! bounded memory.
 
 mod codec;
 mod committer;
@@ -7,6 +8,7 @@ mod folder;
 mod keys;
 mod producer_keys;
 mod queue;
+mod quotas;
 mod record_table;
 mod revisions;
 mod store;
@@ -15,6 +17,7 @@ mod tables;
 
 pub use folder::Folder;
 pub use queue::EmbeddedQueue;
+pub use quotas::{EmbeddedQuotas, QuotaLimits};
 pub use revisions::{EmbeddedRevisions, RevisionLimits};
 pub use store::EmbeddedStore;
 pub use tables::StoreOptions;

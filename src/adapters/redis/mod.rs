@@ -1,13 +1,15 @@
 //! Revisions in Redis: one packed record a viewer, under a fence that the store's registry confirms every second.
 //!
 //! There is one primary. Whoever connects asks who it is talking to before it uses the connection and every second
-//! while it does; a connection and its fence live and die together (`life.rs`). Nothing reconnects underneath.
+//! while it does; a connection and its fence live and die together (`life.rs`). Nothing reconnects underneath. Quotas are
+//! counted over the same connection (`quotas.rs`).
 
 mod bells;
 mod connection;
 mod fence;
 mod inspect;
 mod life;
+mod quotas;
 mod script;
 
 use std::path::PathBuf;
@@ -22,6 +24,7 @@ use self::bells::{Bells, Woken};
 pub use self::connection::check;
 pub use self::inspect::inspect;
 use self::life::Life;
+pub use self::quotas::RedisQuotas;
 use self::script::{BUMP_RECORDS, Keys, Scripts};
 use crate::adapters::Store;
 use crate::clock::Clock;
@@ -139,6 +142,11 @@ impl RedisRevisions {
     /// How many requests wait for a change.
     pub fn waiters(&self) -> usize {
         self.life().map_or(0, |life| life.bells.waiters())
+    }
+
+    /// Quotas in the same Redis, over the same connection; a charge takes `timeout` at most.
+    pub fn quotas(&self, timeout: Duration) -> RedisQuotas {
+        RedisQuotas::new(self.clone(), timeout)
     }
 
     fn life(&self) -> Result<Arc<Life>> {

@@ -1,10 +1,10 @@
-//! The record's operations as Lua scripts: atomic, and a hundred records a call.
+//! The operations on records and quotas as Lua scripts: atomic, and a hundred records a call.
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Script};
 
 use crate::domain::revision::RING_MAX;
-use crate::domain::{Change, PostId};
+use crate::domain::{Change, Charge, Holder, PostId};
 
 /// What a script answers of a record: `epoch | counter | floor`.
 pub type Head = Vec<u8>;
@@ -18,22 +18,24 @@ pub struct Scripts {
     bump: Script,
     mark: Script,
     open: Script,
+    quota: Script,
 }
 
 impl Scripts {
-    /// The scripts, each with the functions they share.
+    /// The scripts, those on records each with the functions they share.
     pub fn new() -> Self {
         let script = |body: &str| Script::new(&[include_str!("lua/record.lua"), body].concat());
         Self {
             bump: script(include_str!("lua/bump.lua")),
             mark: script(include_str!("lua/mark.lua")),
             open: script(include_str!("lua/open.lua")),
+            quota: Script::new(include_str!("lua/quota.lua")),
         }
     }
 
     /// Gives all of them to the server.
     pub async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        for script in [&self.bump, &self.mark, &self.open] {
+        for script in [&self.bump, &self.mark, &self.open, &self.quota] {
             script.load_async(connection).await?;
         }
         Ok(())
@@ -85,24 +87,55 @@ impl Scripts {
         let mut call = self.open.key(keys.record(viewer));
         call.arg(&epoch.to_be_bytes()).arg(ttl_s).invoke_async(&mut connection).await
     }
+
+    /// Takes what a charge asks for, or says what it lacks: a byte, and what is left of each allowance.
+    pub async fn quota(
+        &self,
+        mut connection: MultiplexedConnection,
+        keys: &Keys,
+        charge: &Charge<'_>,
+    ) -> RedisResult<Vec<u8>> {
+        let mut call = self.quota.key(keys.allowances(charge.holder));
+        call.arg(u8::from(charge.anyway));
+        for take in charge.takes {
+            let (per_s, burst, cost) = take.map_or((0, 0, 0), |take| (take.rate.per_s, take.rate.burst, take.cost));
+            call.arg(per_s).arg(burst).arg(cost);
+        }
+        call.invoke_async(&mut connection).await
+    }
 }
 
-/// Where records and wake-ups are in Redis.
+/// Where records, wake-ups and quotas are in Redis.
 #[derive(Clone, Debug)]
 pub struct Keys {
     records: String,
     channels: String,
+    key_quotas: String,
+    poll_quotas: String,
 }
 
 impl Keys {
     /// Everything under `prefix`.
     pub fn new(prefix: &str) -> Self {
-        Self { records: format!("{prefix}:r:"), channels: format!("{prefix}:c:") }
+        Self {
+            records: format!("{prefix}:r:"),
+            channels: format!("{prefix}:c:"),
+            key_quotas: format!("{prefix}:q:"),
+            poll_quotas: format!("{prefix}:p:"),
+        }
     }
 
     /// The key of a viewer's record.
     pub fn record(&self, viewer: &str) -> String {
         [&self.records, viewer].concat()
+    }
+
+    /// The key of what is left to a holder.
+    pub fn allowances(&self, holder: Holder<'_>) -> String {
+        match holder {
+            Holder::Key(id) => format!("{}{id}", self.key_quotas),
+            Holder::Viewer(viewer) => [&self.poll_quotas, viewer.as_str()].concat(),
+        }
     }
 
     /// The channel that is rung when a viewer's record has moved.

@@ -137,6 +137,7 @@ async fn status(common: &Common) -> Result<()> {
         let depth = status.depths[lane as usize].map_or("unknown".to_owned(), |depth| depth.to_string());
         out::line(format_args!("lane      {:<6}  {depth} tasks waiting", lane.name()))?;
     }
+    out::line(format_args!("api       {} nodes", status.api_nodes))?;
     if let Some(parked) = status.set_aside.filter(|parked| *parked > 0) {
         out::line(format_args!("parked    {parked} messages set aside: see `fanfold parked list`"))?;
     }
@@ -201,6 +202,7 @@ fn document(status: &FanoutStatus) -> Value {
         "lanes": lanes,
         "messages_set_aside": status.set_aside,
         "workers": workers,
+        "api_nodes": status.api_nodes,
     })
 }
 
