@@ -147,6 +147,7 @@ pub const STARTUP_CODES: &[Code] = &[
     code("not_a_cluster", 0, "Not a cluster", "The command is for cluster mode."),
     code("tuning_contended", 0, "Tuning contended", "Others change the tuning at the same time."),
     code("queue_mismatch", 0, "Queue mismatch", "A queue is there with other arguments; the detail says what to do."),
+    code("queue_refused", 0, "Queue refused", "The message broker does not take the user of rabbitmq.url."),
     code("schema_changed", 0, "Schema changed", "A schema file that was applied has been changed since."),
     code("schema_disagreement", 0, "Schema disagreement", "The nodes of the database do not agree on the schema."),
     code("schema_locked", 0, "Schema locked", "Another process migrates, and did not finish in time."),

@@ -64,10 +64,10 @@ impl Backends {
         let left = deadline.saturating_duration_since(Instant::now()).max(BRIEFLY);
         let (queue_ready, revisions_ready) = futures::future::join(queue.ready(left), revisions.ready(left)).await;
         if let Err(error) = queue_ready {
-            warn!(%error, "starting without RabbitMQ: posts are accepted, and fanned out when it is back");
+            warn!(%error, "starting without RabbitMQ: posts are accepted, and fanned out when it can be used");
         }
         if let Err(error) = revisions_ready {
-            warn!(%error, "starting without Redis: polls answer 503 until it is back");
+            warn!(%error, "starting without Redis: polls answer 503 until it can be used");
         }
         Ok(Self { store, queue: Queue::Rabbit(queue), revisions: Revisions::Redis(revisions) })
     }

@@ -179,6 +179,15 @@ impl Console {
         Ok(unreadable.iter().filter(|gone| **gone).count())
     }
 
+    /// Puts the messages that no release here can read back into their lanes, for workers of the release that wrote them;
+    /// how many.
+    pub async fn redrive_messages(&self) -> Result<usize> {
+        match self.queue().await?.set_aside(MESSAGES_MAX).await? {
+            Some(set_aside) => set_aside.put_back().await,
+            None => Ok(0),
+        }
+    }
+
     /// A parked chunk with the number of its viewers.
     pub async fn show(&self, id: PostId, no: u32) -> Result<(ParkedChunk, usize)> {
         let parked = self.store.parked(id).await?.into_iter().find(|chunk| chunk.no == no);

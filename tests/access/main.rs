@@ -2,7 +2,7 @@
 
 #[path = "../support/process.rs"]
 mod process;
-#[path = "../contract/redis_server.rs"]
+#[path = "../support/redis_server.rs"]
 #[allow(dead_code, reason = "others use the rest")]
 mod redis_server;
 #[path = "../support/mod.rs"]

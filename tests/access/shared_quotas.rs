@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use fanfold::access::{KeyBook, KeyText, NewKey};
 use fanfold::config::{AccessMode, Config};
 use fanfold::domain::{Scope, Scopes};
-use fanfold::service::open_keys;
+use fanfold::service::{console, open_keys};
 use reqwest::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::Service;
 use crate::redis_server::RedisServer;
-use crate::support::{Keyspace, join_cluster};
+use crate::support::join_cluster;
+use crate::support::servers::{Ground, server};
 use crate::{bearer, defaults};
 
 /// How long what must come may take.
@@ -29,7 +30,7 @@ struct Nodes {
     operator: String,
     settings: Vec<(&'static str, String)>,
     // Dropped after the nodes that use them.
-    _keyspace: Keyspace,
+    _ground: Ground,
     _data: TempDir,
 }
 
@@ -43,12 +44,7 @@ struct Answer {
 }
 
 fn has_servers() -> bool {
-    let missing = ["FANFOLD_TEST_CQL", "FANFOLD_TEST_AMQP", "FANFOLD_TEST_REDIS"];
-    let missing = missing.into_iter().find(|name| std::env::var_os(name).is_none());
-    if let Some(name) = missing {
-        eprintln!("left out: {name} is not set (dev/stack starts the servers)");
-    }
-    missing.is_none()
+    ["FANFOLD_TEST_CQL", "FANFOLD_TEST_AMQP", "FANFOLD_TEST_REDIS"].into_iter().all(|name| server(name).is_some())
 }
 
 /// What a process has to know to join the cluster of `config`.
@@ -80,8 +76,8 @@ impl Nodes {
         let data = tempfile::tempdir().expect("a folder");
         let redis = RedisServer::start().await;
         let mut config = defaults();
-        join_cluster(&mut config, data.path()).await;
-        let keyspace = Keyspace(config.scylla.clone());
+        let ground = join_cluster(&mut config, data.path());
+        console::migrate(&config).await.expect("migrated");
         config.redis.urls = vec![redis.url().as_str().into()];
         config.access.mode = AccessMode::On;
         let settings = settings(&config);
@@ -90,7 +86,7 @@ impl Nodes {
         let book = open_keys(&config).await.expect("the store");
         let client = Client::builder().no_proxy().build().expect("a client");
         let operator = bearer(&fresh(&book, "operator", &[Scope::Metrics]).await);
-        Self { nodes, redis, book, client, operator, settings, _keyspace: keyspace, _data: data }
+        Self { nodes, redis, book, client, operator, settings, _ground: ground, _data: data }
     }
 
     /// A key that has published nothing yet.

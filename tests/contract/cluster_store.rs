@@ -2,7 +2,6 @@
 //! commas. `dev/stack up cassandra` starts one. `FANFOLD_TEST_CQL_REPLICATION` is how many copies of a row there are: 1,
 //! unless it says otherwise.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use fanfold::adapters::scylla::{
@@ -18,15 +17,9 @@ use crate::{START, next_version, post_at, viewer};
 const SERVER: &str = "FANFOLD_TEST_CQL";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Where the server is; says that a test is left out where there is none. Not with `println!`, which is kept from the
-/// reader as long as a test passes.
+/// Where the server is.
 fn server() -> Option<Vec<String>> {
-    if let Some(points) = std::env::var(SERVER).ok().filter(|points| !points.is_empty()) {
-        return Some(points.split(',').map(str::to_owned).collect());
-    }
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(std::io::stderr(), "left out: {test}: {SERVER} is not set");
-    None
+    Some(crate::server(SERVER)?.split(',').map(str::to_owned).collect())
 }
 
 fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {

@@ -9,25 +9,21 @@ mod embedded;
 mod keys;
 mod queue;
 mod quotas;
+#[path = "../support/redis_server.rs"]
 mod redis_server;
 mod revisions;
+#[path = "../support/servers.rs"]
+mod servers;
 mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fanfold::domain::{Post, PostId, PostState, ProducerId, Time, ViewerId};
 
+use servers::server;
+
 /// An instant all tests start at: 2026-01-01T00:00:00Z.
 pub const START: Time = Time::from_millis(1_767_225_600_000);
-
-/// The address of a real server, or `None`, said on standard error, if the tests that need it are to be left out.
-pub fn server(variable: &str) -> Option<String> {
-    let address = std::env::var(variable).ok();
-    if address.is_none() {
-        eprintln!("left out: {variable} is not set (dev/stack starts the servers)");
-    }
-    address
-}
 
 /// A viewer nobody else uses, so that suites can share a server.
 pub fn viewer(name: &str) -> ViewerId {

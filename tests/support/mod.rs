@@ -5,10 +5,12 @@
 
 #![allow(dead_code, reason = "every test binary uses a part")]
 
+pub mod servers;
+
 use std::path::PathBuf;
 
 use fanfold::clock::Clock;
-use fanfold::config::{self, Config, Mode, Overrides, Scylla};
+use fanfold::config::{self, Config, Mode, Overrides};
 use fanfold::ports::Path;
 use fanfold::service::worker::{Role, Worker};
 use fanfold::service::{Running, console};
@@ -16,12 +18,15 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use self::servers::Ground;
+
 /// A running service.
 pub struct Service {
     /// What runs.
     pub running: Running,
     workers: Vec<Worker>,
-    keyspace: Option<Keyspace>,
+    ground: Option<Ground>,
+    config: Config,
     /// Where it keeps its data; gone when dropped.
     pub data: TempDir,
     client: reqwest::Client,
@@ -31,34 +36,13 @@ pub struct Service {
 #[must_use]
 pub struct Ask(reqwest::RequestBuilder);
 
-/// A keyspace that goes with its service: a server of the tests has no room for as many as there are tests.
-pub struct Keyspace(pub Scylla);
-
-impl Drop for Keyspace {
-    fn drop(&mut self) {
-        let Scylla { contact_points, keyspace, .. } = self.0.clone();
-        // A thread of its own, for the test's runtime may be the one that drops it.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let builder = scylla::client::session_builder::SessionBuilder::new().known_nodes(contact_points);
-                let session = builder.build().await.expect("connected");
-                session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await.expect("dropped");
-            });
-        });
-        if dropped.join().is_err() && !std::thread::panicking() {
-            panic!("the keyspace of a test could not be dropped");
-        }
-    }
-}
-
 /// Whether the tests run on real servers.
 pub fn is_cluster() -> bool {
     std::env::var("FANFOLD_TEST_MODE").is_ok_and(|mode| mode == "cluster")
 }
 
 /// Makes the configuration that of a cluster nobody else uses; the same folder finds the same cluster again.
-pub async fn join_cluster(config: &mut Config, folder: &std::path::Path) {
+pub fn join_cluster(config: &mut Config, folder: &std::path::Path) -> Ground {
     let server = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: dev/stack up"));
     let tail: String =
         folder.file_name().expect("a name").to_string_lossy().chars().filter(char::is_ascii_alphanumeric).collect();
@@ -71,9 +55,9 @@ pub async fn join_cluster(config: &mut Config, folder: &std::path::Path) {
     config.rabbitmq.url = server("FANFOLD_TEST_AMQP").as_str().into();
     config.rabbitmq.prefix.clone_from(&name);
     config.redis.urls = vec![server("FANFOLD_TEST_REDIS").as_str().into()];
-    config.redis.key_prefix = name;
+    config.redis.key_prefix.clone_from(&name);
     config.worker.listen = ([127, 0, 0, 1], 0).into();
-    console::migrate(config).await.expect("migrated");
+    Ground { name }
 }
 
 /// An answer, read to its end.
@@ -98,24 +82,43 @@ impl Service {
 
     /// On data that may be there already.
     pub async fn start_on(data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_as(is_cluster(), data, clock, change).await
+    }
+
+    /// On a cluster of its own, whatever mode the tests run in; `None`, said on standard error, where there are no servers.
+    pub async fn on_cluster(change: impl FnOnce(&mut Config)) -> Option<Self> {
+        for name in ["FANFOLD_TEST_CQL", "FANFOLD_TEST_AMQP", "FANFOLD_TEST_REDIS"] {
+            servers::server(name)?;
+        }
+        Some(Self::start_as(true, tempfile::tempdir().expect("a folder"), Clock::system(), change).await)
+    }
+
+    /// Another API node of the same cluster, which goes by another clock.
+    pub async fn beside(&self, clock: Clock) -> Self {
+        let running = Running::start(&self.config, clock).await.expect("starts");
+        let (data, client) = (tempfile::tempdir().expect("a folder"), self.client.clone());
+        Self { running, workers: Vec::new(), ground: None, config: self.config.clone(), data, client }
+    }
+
+    async fn start_as(cluster: bool, data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let overrides = Overrides {
             listen: Some(([127, 0, 0, 1], 0).into()),
             data: Some(PathBuf::from(data.path())),
             ..Overrides::default()
         };
         let mut config = config::load(&overrides, []).expect("the defaults");
-        if is_cluster() {
-            join_cluster(&mut config, data.path()).await;
-        }
+        let ground = cluster.then(|| join_cluster(&mut config, data.path()));
         change(&mut config);
+        if cluster {
+            console::migrate(&config).await.expect("migrated");
+        }
         let running = Running::start(&config, clock.clone()).await.expect("starts");
         let mut workers = Vec::new();
-        for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| is_cluster()) {
+        for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| cluster) {
             workers.push(Worker::start(role, &config, clock.clone()).await.expect("starts"));
         }
-        let keyspace = is_cluster().then(|| Keyspace(config.scylla.clone()));
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        Self { running, workers, keyspace, data, client }
+        Self { running, workers, ground, config, data, client }
     }
 
     /// Stops it, and gives back its data.
@@ -125,7 +128,7 @@ impl Service {
             worker.shutdown().await;
         }
         // Part of the data that is given back.
-        std::mem::forget(self.keyspace);
+        std::mem::forget(self.ground);
         self.data
     }
 

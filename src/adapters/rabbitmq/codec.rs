@@ -15,7 +15,7 @@ const HEAD: usize = 34;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// A newer release wrote it.
-    #[error("the message has form {0}, this release reads {FORM}")]
+    #[error("the message has form {0} of a newer release, this one reads {FORM}")]
     Newer(u8),
     /// Nobody wrote it like that.
     #[error("the message is malformed")]
@@ -60,6 +60,18 @@ pub fn headers(task: &Task) -> FieldTable {
         headers.insert(TRACE_PARENT.into(), AMQPValue::LongString(parent.into()));
     }
     headers
+}
+
+/// Of a message's headers those that a release of ours has written. The broker's own begin with `x-`, and tell of a way
+/// that is over.
+pub fn own_headers(headers: Option<&FieldTable>) -> FieldTable {
+    let mut own = FieldTable::default();
+    for (name, value) in headers.iter().flat_map(|headers| headers.inner()) {
+        if !name.as_str().starts_with("x-") {
+            own.insert(name.clone(), value.clone());
+        }
+    }
+    own
 }
 
 /// The trace that a message's headers carry.

@@ -42,20 +42,29 @@ async fn look(options: &RabbitOptions, findings: &mut Vec<Finding>) -> Result<()
     }
     let parked = topology::depth(&channel, options, parked_name(options)).await?;
     if parked > 0 {
-        let what = format!("{parked} messages are set aside");
-        findings.push(Finding::warning(PART, what, "see `fanfold parked list`: no worker could read or survive them"));
+        let what = format!("messages that are set aside: {parked}");
+        findings.push(Finding::warning(
+            PART,
+            what,
+            "see `fanfold parked list`: no worker could read or survive them; their posts stay pending",
+        ));
     }
     Ok(())
 }
 
 fn advice(error: &Error) -> &'static str {
-    let told = error.to_string();
     match error.code() {
-        "queue_mismatch" => "the arguments come from fanout.queue_tasks_max and rabbitmq.deliveries_max",
-        "invalid_amqp_url" => "correct rabbitmq.url",
-        _ if told.contains("ACCESS") || told.contains("403") || told.contains("auth") => {
-            "check user, password and virtual host in rabbitmq.url, and the user's permissions"
+        "queue_mismatch" => {
+            "the arguments come from fanout.queue_tasks_max and rabbitmq.deliveries_max; `rabbitmqctl delete_queue` \
+             deletes it"
         }
+        "queue_refused" => {
+            "correct user, password and virtual host in rabbitmq.url, or let the user configure, write and read there \
+             (`rabbitmqctl set_permissions`)"
+        }
+        "invalid_amqp_url" => "correct rabbitmq.url",
+        "tls_not_built" | "tls_unusable" => "correct rabbitmq.url (amqps://) and rabbitmq.tls_ca_file",
+        _ if error.to_string().contains("certificate") => "correct rabbitmq.tls_ca_file, or the broker's certificate",
         _ => "start the broker, or check the address in rabbitmq.url; posts are accepted meanwhile",
     }
 }

@@ -17,6 +17,12 @@ use crate::error::{Error, Result};
 const HEARTBEAT_S: u16 = 10;
 /// Messages the parked queue keeps; beyond it the oldest go. The relay still knows of every one.
 const PARKED_MAX: i64 = 10_000;
+/// The broker's number for a wrong password, and for what a user may not do.
+const ACCESS_REFUSED: u16 = 403;
+/// For a queue that exists with other arguments.
+const PRECONDITION_FAILED: u16 = 406;
+/// For a virtual host that does not exist, or that is not for this user.
+const NOT_ALLOWED: u16 = 530;
 
 /// One of a lane's queues. The first has the name that the only one had before there were several.
 pub fn queue_name(options: &RabbitOptions, lane: Lane, number: usize) -> ShortString {
@@ -56,6 +62,7 @@ fn parse(options: &RabbitOptions) -> Result<AMQPUri> {
 pub async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connection> {
     let mut uri = parse(options)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    let broker = Broker::of(&uri);
     let name = format!("{} {purpose}", options.prefix);
     // No automatic recovery: acknowledgements must never reach another connection than their delivery came by.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -69,7 +76,44 @@ pub async fn connect(options: &RabbitOptions, purpose: &str) -> Result<Connectio
     let runtime = lapin::runtime::default_runtime();
     let runtime = runtime.map_err(|error| Error::internal("lapin finds no runtime").with_source(error))?;
     let connecting = Connection::connect_uri_with_config(uri, properties, trust, runtime);
-    within(options.timeout, "connect", connecting).await
+    match tokio::time::timeout(options.timeout, connecting).await {
+        Ok(connected) => connected.map_err(|error| broker.no_connection(error)),
+        Err(_) => {
+            let (address, limit) = (&broker.address, options.timeout);
+            Err(cannot(format!("the broker at {address} (rabbitmq.url) did not answer within {limit:?}")))
+        }
+    }
+}
+
+/// What errors tell of the broker: all of its URL but the password.
+struct Broker {
+    address: String,
+    user: String,
+    vhost: String,
+}
+
+impl Broker {
+    fn of(uri: &AMQPUri) -> Self {
+        let AMQPUri { authority, vhost, .. } = uri;
+        let address = format!("{}:{}", authority.host, authority.port);
+        Self { address, user: authority.userinfo.username.clone(), vhost: vhost.clone() }
+    }
+
+    fn no_connection(&self, error: lapin::Error) -> Error {
+        let Self { address, user, vhost } = self;
+        match reply_code(&error) {
+            Some(ACCESS_REFUSED) => {
+                refused(format!("the broker at {address} refuses the user {user:?} (rabbitmq.url)")).with_source(error)
+            }
+            Some(NOT_ALLOWED) => {
+                let detail = format!(
+                    "the broker at {address} has no virtual host {vhost:?} for the user {user:?} (rabbitmq.url)"
+                );
+                refused(detail).with_source(error)
+            }
+            _ => cannot(format!("the broker at {address} (rabbitmq.url) cannot be reached")).with_source(error),
+        }
+    }
 }
 
 /// Declares all queues. Quorum queues: what was confirmed survives the loss of a node.
@@ -112,7 +156,7 @@ async fn declare_one(
     let declared = channel.queue_declare(queue.clone(), QueueDeclareOptions::durable(), arguments);
     match tokio::time::timeout(options.timeout, declared).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if is_precondition(&error) => Err(Error::unavailable(
+        Ok(Err(error)) if reply_code(&error) == Some(PRECONDITION_FAILED) => Err(Error::unavailable(
             "queue_mismatch",
             format!(
                 "the queue {queue} exists with other arguments; delete it (nothing is lost, the relay publishes what \
@@ -120,13 +164,22 @@ async fn declare_one(
             ),
         )
         .with_source(error)),
+        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => {
+            let user = parse(options)?.authority.userinfo.username;
+            Err(refused(format!("the user {user:?} of rabbitmq.url may not declare the queue {queue}"))
+                .with_source(error))
+        }
         Ok(Err(error)) => Err(cannot(format!("cannot declare the queue {queue}")).with_source(error)),
         Err(_) => Err(cannot(format!("the broker did not declare the queue {queue} in time"))),
     }
 }
 
-fn is_precondition(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == 406)
+/// The number by which the broker refuses.
+fn reply_code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
 }
 
 /// Messages ready in a queue; those that consumers have in hand do not count.
@@ -151,6 +204,11 @@ pub async fn within<T>(limit: Duration, what: &str, call: impl Future<Output = l
         Ok(Err(error)) => Err(cannot(format!("the broker could not {what}")).with_source(error)),
         Err(_) => Err(cannot(format!("the broker did not {what} within {limit:?}"))),
     }
+}
+
+/// The broker is there, and does not take who we are.
+fn refused(detail: String) -> Error {
+    Error::unavailable("queue_refused", detail)
 }
 
 /// What every call answers while the broker cannot be used.

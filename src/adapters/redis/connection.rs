@@ -18,6 +18,8 @@ pub struct Identity {
     pub master: bool,
     /// The id of its replication history: another one after a restart or a promotion.
     pub replid: String,
+    /// Whom it follows, `host:port`; empty for a master.
+    pub follows: String,
 }
 
 /// A connection to a master.
@@ -48,15 +50,15 @@ pub async fn find_master(
             Err(reason) => reasons.push(format!("{address}: {reason}")),
         }
     }
-    found.ok_or_else(|| cannot(format!("no redis master can be reached ({})", reasons.join("; "))))
+    found.ok_or_else(|| cannot(format!("no master of redis.urls can be used ({})", reasons.join("; "))))
 }
 
 async fn try_server(options: &RedisOptions, server: ConnectionInfo, bells: Arc<Bells>) -> Result<Found, String> {
     let address = server.addr().to_string();
-    let mut connection = connect(options, server, &bells).await.map_err(|error| error.to_string())?;
-    let identity = identity(&mut connection).await.map_err(|error| error.to_string())?;
+    let mut connection = connect(options, server, &bells).await.map_err(|error| reason(&error))?;
+    let identity = identity(&mut connection).await.map_err(|error| reason(&error))?;
     if !identity.master {
-        return Err("is a replica".into());
+        return Err(format!("is a replica of {}", identity.follows));
     }
     Ok(Found { connection, bells, replid: identity.replid, address })
 }
@@ -85,7 +87,10 @@ async fn connect(
 fn client(options: &RedisOptions, server: ConnectionInfo) -> RedisResult<Client> {
     #[cfg(feature = "tls")]
     if let (ConnectionAddr::TcpTls { .. }, Some(file)) = (server.addr(), &options.tls_ca_file) {
-        let root_cert = std::fs::read(file).map_err(RedisError::from)?;
+        let root_cert = std::fs::read(file).map_err(|error| {
+            let detail = format!("{}: {error}", file.display());
+            RedisError::from((redis::ErrorKind::InvalidClientConfig, "redis.tls_ca_file cannot be read", detail))
+        })?;
         return Client::build_with_tls(server, redis::TlsCertificates { client_tls: None, root_cert: Some(root_cert) });
     }
     #[cfg(not(feature = "tls"))]
@@ -97,9 +102,27 @@ fn client(options: &RedisOptions, server: ConnectionInfo) -> RedisResult<Client>
 pub async fn identity(connection: &mut MultiplexedConnection) -> RedisResult<Identity> {
     let info: String = redis::cmd("INFO").arg("replication").query_async(connection).await?;
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let follows = field("master_host").zip(field("master_port")).map(|(host, port)| format!("{host}:{port}"));
     match (field("role"), field("master_replid")) {
-        (Some(role), Some(replid)) => Ok(Identity { master: role == "master", replid: replid.to_owned() }),
+        (Some(role), Some(replid)) => {
+            let follows = follows.unwrap_or_default();
+            Ok(Identity { master: role == "master", replid: replid.to_owned(), follows })
+        }
         _ => Err(RedisError::from((redis::ErrorKind::UnexpectedReturnType, "INFO replication tells no role"))),
+    }
+}
+
+/// Whether a server does not take who we are.
+pub fn refuses_user(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
+
+/// An error in words that say what to change. Never the URL: it may hold a password.
+pub fn reason(error: &RedisError) -> String {
+    match error.code() {
+        Some("NOAUTH") => "asks for a password, and its URL in redis.urls has none".to_owned(),
+        _ if refuses_user(error) => "refuses the user and password of its URL in redis.urls".to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -117,10 +140,10 @@ pub async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
                         return Ok(vec![node.set_addr(addr)]);
                     }
                     Ok(None) => reasons.push(format!("knows no master named {master}")),
-                    Err(error) => reasons.push(error.to_string()),
+                    Err(error) => reasons.push(reason(&error)),
                 }
             }
-            Err(cannot(format!("no sentinel names the redis master ({})", reasons.join("; "))))
+            Err(cannot(format!("no sentinel of redis.urls names the master ({})", reasons.join("; "))))
         }
     }
 }

@@ -3,15 +3,18 @@
 use std::collections::HashMap;
 
 use redis::aio::MultiplexedConnection;
+use redis::{RedisError, ServerErrorKind};
 
-use super::connection::{candidates, plain};
+use super::connection::{candidates, plain, reason, refuses_user};
 use super::{RedisOptions, RedisServers};
-use crate::adapters::finding::{Finding, Severity};
+use crate::adapters::finding::Finding;
 use crate::ports::FenceEntry;
 
 const PART: &str = "revisions";
 /// The first release with RESP3, which pushes and replies share a connection by.
 const MAJOR_MIN: u32 = 6;
+/// What a record's write is tried with: a key that goes by itself after a second, written by a script as records are.
+const TRIAL: &str = "return redis.call('SET', KEYS[1], '', 'PX', 1000)";
 
 /// Looks at every server; what fails is a finding, not an error. `newest` is the newest entry of the fence registry.
 pub async fn inspect(options: &RedisOptions, newest: Option<&FenceEntry>) -> Vec<Finding> {
@@ -25,104 +28,167 @@ pub async fn inspect(options: &RedisOptions, newest: Option<&FenceEntry>) -> Vec
             return vec![Finding::wrong(PART, error.to_string(), advice)];
         }
     };
-    let (mut findings, mut masters) = (Vec::new(), 0);
+    let mut look = Look { options, newest, findings: Vec::new(), masters: 0, follows: Vec::new() };
     for server in servers {
         let address = server.addr().to_string();
         match plain(options, server).await {
-            Ok(mut connection) => masters += u32::from(look(&address, &mut connection, newest, &mut findings).await),
-            Err(error) => {
-                let advice = if error.to_string().contains("uth") {
-                    "check user and password in the URL"
-                } else {
-                    "start it, or check the address in redis.urls"
-                };
-                findings.push(Finding::warning(PART, format!("{address}: {error}"), advice));
+            Ok(connection) => look.server(&address, connection).await,
+            Err(error) => look.unusable(&address, &error),
+        }
+    }
+    look.conclude()
+}
+
+struct Look<'a> {
+    options: &'a RedisOptions,
+    newest: Option<&'a FenceEntry>,
+    findings: Vec<Finding>,
+    masters: u32,
+    /// Whom the replicas follow.
+    follows: Vec<String>,
+}
+
+impl Look<'_> {
+    /// A server that does not answer may be one that is away for a while; one that refuses us will go on doing so.
+    fn unusable(&mut self, address: &str, error: &RedisError) {
+        let what = format!("{address}: {}", reason(error));
+        let advice = advice(error);
+        self.findings.push(if refuses_user(error) {
+            Finding::wrong(PART, what, advice)
+        } else {
+            Finding::warning(PART, what, advice)
+        });
+    }
+
+    async fn server(&mut self, address: &str, mut connection: MultiplexedConnection) {
+        let info: String = match redis::cmd("INFO").query_async(&mut connection).await {
+            Ok(info) => info,
+            Err(error) => return self.unusable(address, &error),
+        };
+        let info: HashMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
+        let field = |name: &str| info.get(name).copied().unwrap_or_default();
+        if field("role") == "master" {
+            self.masters += 1;
+            self.master(address, field);
+            self.write(address, &mut connection).await;
+        } else {
+            self.replica(address, field);
+        }
+    }
+
+    fn replica<'i>(&mut self, address: &str, field: impl Fn(&str) -> &'i str) {
+        let (follows, link) =
+            (format!("{}:{}", field("master_host"), field("master_port")), field("master_link_status"));
+        let what = format!("{address} is a replica of {follows} (link {link})");
+        self.follows.push(follows);
+        self.findings.push(if link == "up" {
+            Finding::fine(PART, what)
+        } else {
+            Finding::warning(PART, what, "promoted like this it lacks bumps, which costs every client a resync")
+        });
+    }
+
+    fn master<'i>(&mut self, address: &str, field: impl Fn(&str) -> &'i str) {
+        let version = field("redis_version");
+        let findings = &mut self.findings;
+        findings.push(Finding::fine(PART, format!("{address} is the master (Redis {version})")));
+        if version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(MAJOR_MIN) < MAJOR_MIN {
+            let what = format!("{address}: Redis {version} is too old");
+            findings.push(Finding::wrong(PART, what, "use Redis 6 or later"));
+        }
+        findings.push(eviction(address, field("maxmemory_policy"), field("maxmemory")));
+        if let Some(newest) = self.newest.filter(|newest| newest.replid != field("master_replid")) {
+            let what = format!("{address}: its replication id is not that of the newest fence ({})", newest.fence.seq);
+            let advice = "the next process that uses it registers it; every client resyncs once";
+            findings.push(Finding::warning(PART, what, advice));
+        }
+    }
+
+    /// What forbids a write (memory, disk, replicas that are missing, permissions) shows when one is tried.
+    async fn write(&mut self, address: &str, connection: &mut MultiplexedConnection) {
+        let key = format!("{}:doctor", self.options.key_prefix);
+        let tried = redis::cmd("EVAL").arg(TRIAL).arg(1).arg(key).exec_async(connection).await;
+        self.findings.push(match tried {
+            Ok(()) => Finding::fine(PART, format!("{address} takes writes")),
+            Err(error) => Finding::wrong(PART, format!("{address} refuses writes: {}", reason(&error)), advice(&error)),
+        });
+    }
+
+    fn conclude(mut self) -> Vec<Finding> {
+        let finding = match (self.masters, self.follows.first()) {
+            (1, _) => return self.findings,
+            (0, Some(follows)) => Finding::wrong(
+                PART,
+                "redis.urls names replicas only, no master that can be used",
+                format!("add {follows} to redis.urls, or promote a replica; polls answer 503 until there is a master"),
+            ),
+            (0, None) => {
+                Finding::wrong(PART, "no master of redis.urls can be used", "polls answer 503 until there is one")
             }
-        }
+            (n, _) => Finding::wrong(
+                PART,
+                format!("{n} masters are configured"),
+                "redis.urls is for one master and its replicas; the registry of fences arbitrates, but repair it",
+            ),
+        };
+        self.findings.push(finding);
+        self.findings
     }
-    match masters {
-        0 => findings.push(Finding::wrong(PART, "no master can be reached", "polls answer 503 until there is one")),
-        1 => {}
-        n => findings.push(Finding::wrong(
-            PART,
-            format!("{n} masters are configured"),
-            "redis.urls is for one master and its replicas; the registry of fences arbitrates, but repair it",
-        )),
-    }
-    findings
 }
 
-/// Looks at one server; whether it is a master.
-async fn look(
-    address: &str,
-    connection: &mut MultiplexedConnection,
-    newest: Option<&FenceEntry>,
-    findings: &mut Vec<Finding>,
-) -> bool {
-    let info: String = match redis::cmd("INFO").query_async(connection).await {
-        Ok(info) => info,
-        Err(error) => {
-            findings.push(Finding::wrong(PART, format!("{address}: {error}"), "the user may not run INFO: allow it"));
-            return false;
+fn advice(error: &RedisError) -> &'static str {
+    if refuses_user(error) {
+        return "correct redis.urls: redis://user:password@host:port, without a user redis://:password@host:port";
+    }
+    match (error.kind(), error.code()) {
+        (_, Some("OOM")) => "give it more maxmemory, or maxmemory-policy volatile-lru; until then news come late",
+        (_, Some("MISCONF")) => "its disk is full or broken, see its log; until then news come late",
+        (_, Some("NOREPLICAS")) => {
+            "min-replicas-to-write asks for more replicas than it has; until then news come late"
         }
-    };
-    let info: HashMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
-    let field = |name: &str| info.get(name).copied().unwrap_or_default();
-    if field("role") != "master" {
-        findings.push(Finding::fine(PART, format!("{address} is a replica (link {})", field("master_link_status"))));
-        return false;
+        (redis::ErrorKind::Server(ServerErrorKind::NoPerm), _) => "allow it to the user: see ACL SETUSER",
+        (redis::ErrorKind::RESP3NotSupported, _) => "use Redis 6 or later",
+        (redis::ErrorKind::InvalidClientConfig, _) => "correct redis.urls (rediss:// for TLS) and redis.tls_ca_file",
+        _ if error.to_string().contains("certificate") => "correct redis.tls_ca_file, or the server's certificate",
+        _ => "start it, or check the address in redis.urls",
     }
-    let version = field("redis_version");
-    findings.push(Finding::fine(PART, format!("{address} is the master (Redis {version})")));
-    if version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(MAJOR_MIN) < MAJOR_MIN {
-        findings.push(Finding::wrong(PART, format!("{address}: Redis {version} is too old"), "use Redis 6 or later"));
-    }
-    findings.push(eviction(address, field("maxmemory_policy"), field("maxmemory")));
-    if field("aof_enabled") == "0" && field("rdb_last_bgsave_status").is_empty() {
-        findings.push(Finding::warning(
-            PART,
-            format!("{address} writes nothing to disk"),
-            "a restart is a resync then",
-        ));
-    }
-    if let Some(newest) = newest.filter(|newest| newest.replid != field("master_replid")) {
-        let what = format!("{address}: its replication id is not that of the newest fence ({})", newest.fence.seq);
-        findings.push(Finding::warning(
-            PART,
-            what,
-            "the next process that uses it registers it; every client resyncs once",
-        ));
-    }
-    true
 }
 
-/// Records may go at any time, but a policy that evicts nothing when memory is short fails the writes, and one that
-/// evicts whatever has no time to live cannot evict records, which all have one.
+/// Records may go at any time: an evicted one costs its viewer a resync. So a policy is good if it evicts those who poll
+/// least, and bad if it evicts nobody, for then writes fail when memory is short.
 fn eviction(address: &str, policy: &str, maxmemory: &str) -> Finding {
-    let severity = match (policy, maxmemory) {
-        (_, "0" | "") => Severity::Fine,
-        (policy, _) if policy.starts_with("volatile-") || policy.starts_with("allkeys-") => Severity::Fine,
-        _ => Severity::Warning,
+    let what = format!("{address}: maxmemory {maxmemory}, maxmemory-policy {policy}");
+    let advice = match (policy, maxmemory) {
+        (_, "0" | "") => return Finding::fine(PART, what),
+        ("allkeys-random" | "volatile-random", _) => {
+            "when memory is short, viewers who poll now resync as often as those who left: use volatile-lru"
+        }
+        (policy, _) if policy.starts_with("volatile-") || policy.starts_with("allkeys-") => {
+            return Finding::fine(PART, what);
+        }
+        _ => {
+            "when memory is short, bumps fail and news come late: use volatile-lru, evicted records only cost a resync"
+        }
     };
-    let what = format!("{address}: maxmemory {maxmemory}, policy {policy}");
-    match severity {
-        Severity::Fine => Finding::fine(PART, what),
-        _ => Finding::warning(
-            PART,
-            what,
-            "when memory is short, bumps will fail and fan-out waits: use volatile-lru, evicted records only cost a resync",
-        ),
-    }
+    Finding::warning(PART, what, advice)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::finding::Severity;
 
     #[test]
     fn a_policy_that_drops_writes_is_told() {
-        assert_eq!(eviction("r", "noeviction", "0").severity, Severity::Fine);
-        assert_eq!(eviction("r", "volatile-lru", "1000").severity, Severity::Fine);
-        assert_eq!(eviction("r", "noeviction", "1000").severity, Severity::Warning);
+        let severity = |policy, maxmemory| eviction("r", policy, maxmemory).severity;
+        for policy in ["noeviction", "allkeys-random", "volatile-lru"] {
+            assert_eq!(severity(policy, "0"), Severity::Fine, "there is no bound");
+        }
+        for policy in ["volatile-lru", "volatile-lfu", "volatile-ttl", "allkeys-lru", "allkeys-lfu"] {
+            assert_eq!(severity(policy, "1000"), Severity::Fine, "{policy}");
+        }
+        for policy in ["noeviction", "allkeys-random", "volatile-random"] {
+            assert_eq!(severity(policy, "1000"), Severity::Warning, "{policy}");
+        }
     }
 }

@@ -28,11 +28,9 @@ pub async fn inspect(options: &ScyllaOptions) -> Vec<Finding> {
         Err(error) => Finding::warning(PART, format!("its clock cannot be read: {error}"), ""),
     });
     match migrate::check(&session, &cluster.keyspace).await {
-        Ok(()) => {
-            findings.push(Finding::fine(PART, format!("the schema of {} is what this release needs", cluster.keyspace)))
-        }
+        Ok(version) => findings.push(schema(&cluster.keyspace, version)),
         Err(error) => {
-            findings.push(Finding::wrong(PART, error.to_string(), "run `fanfold migrate`"));
+            findings.push(Finding::wrong(PART, error.to_string(), advice(&error)));
             return findings;
         }
     }
@@ -45,7 +43,22 @@ pub async fn inspect(options: &ScyllaOptions) -> Vec<Finding> {
     findings
 }
 
+fn schema(keyspace: &str, version: i32) -> Finding {
+    let known = migrate::known_version();
+    if version > known {
+        let what = format!("the schema of {keyspace} is at {version}, this release knows up to {known}");
+        return Finding::warning(PART, what, "fine during an upgrade; start the newer release everywhere");
+    }
+    Finding::fine(PART, format!("the schema of {keyspace} is what this release needs ({known})"))
+}
+
 fn advice(error: &Error) -> &'static str {
+    match error.code() {
+        "schema_missing" | "schema_older" => return "run `fanfold migrate` before the processes start",
+        "invalid_datacenter" => return "correct scylla.datacenter, or leave it empty where there is only one",
+        "tls_unusable" | "tls_not_built" => return "correct scylla.tls and scylla.tls_ca_file",
+        _ => {}
+    }
     let told = error.to_string();
     if told.contains("uthentic") {
         "set scylla.user and FANFOLD_SCYLLA__PASSWORD to a user of the cluster"

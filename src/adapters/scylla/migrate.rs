@@ -97,31 +97,39 @@ pub async fn migrate(options: &MigrateOptions) -> Result<MigrationReport> {
     Ok(report)
 }
 
-/// An error unless the schema has everything this release needs. More than that is no error: during a rolling upgrade
-/// the newer release migrates first.
-pub(super) async fn check(session: &Session, keyspace: &str) -> Result<()> {
+/// The number the schema is at, which is at least the one this release needs: an error if it is lower or there is none.
+/// A higher one is no error, since during a rolling upgrade the newer release migrates first.
+pub(super) async fn check(session: &Session, keyspace: &str) -> Result<i32> {
     let known = known_version();
-    let recorded = match recorded(session, keyspace, "schema").await {
-        Ok(recorded) => recorded,
-        Err(error) if error.kind() == Kind::Unavailable => return Err(error),
-        Err(error) => {
-            let detail = format!("the keyspace {keyspace} has no schema: run `fanfold migrate`");
-            return Err(Error::new(Kind::Conflict, "schema_missing", detail).with_source(error));
-        }
-    };
+    check_exists(session, keyspace)?;
+    let recorded = recorded(session, keyspace, "schema").await?;
     let version = recorded.last().map_or(0, |(number, _)| *number);
     if version < known {
         let detail =
-            format!("the schema of {keyspace} is at {version}, this release needs {known}: run `fanfold migrate`");
+            format!("the schema of {keyspace} is at {version}, this release needs {known}: run its `fanfold migrate`");
         return Err(Error::new(Kind::Conflict, "schema_older", detail));
     }
     if version > known {
-        tracing::warn!(version, known, "the schema is newer than this release");
+        tracing::warn!(version, known, keyspace, "the schema is newer than this release, which goes on working");
     }
-    Ok(())
+    Ok(version)
 }
 
-fn known_version() -> i32 {
+/// An error unless the keyspace is there, with the table that every migration is recorded in.
+fn check_exists(session: &Session, keyspace: &str) -> Result<()> {
+    let state = session.get_cluster_state();
+    let detail = match state.get_keyspace(keyspace) {
+        Some(found) if found.tables.contains_key("schema_migrations") => return Ok(()),
+        Some(_) => format!("the keyspace {keyspace} (scylla.keyspace) has no schema: run `fanfold migrate`"),
+        None => {
+            format!("there is no keyspace {keyspace} (scylla.keyspace): run `fanfold migrate`, or correct the name")
+        }
+    };
+    Err(Error::new(Kind::Conflict, "schema_missing", detail))
+}
+
+/// The number of the newest file.
+pub(super) fn known_version() -> i32 {
     FILES.last().map_or(0, |file| file.number)
 }
 
@@ -271,7 +279,10 @@ fn check_recorded(scope: &str, files: &[File], recorded: &[(i32, String)]) -> Re
     let known = files.last().map_or(0, |file| file.number);
     for (number, recorded) in recorded {
         if *number > known {
-            let detail = format!("the {scope} is at {number}, this release knows up to {known}: use a newer release");
+            let detail = format!(
+                "the {scope} is at {number}, this release knows up to {known}: a newer release has migrated it; nothing \
+                 was changed"
+            );
             return Err(Error::new(Kind::Conflict, "schema_newer", detail));
         }
         let file = files.iter().find(|file| file.number == *number);

@@ -1,5 +1,6 @@
 //! One connection pool for all, a bound on what is under way, and the few ways in which requests are made.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -100,18 +101,41 @@ pub async fn connect(cluster: &ClusterOptions, connections: usize, timeout: Dura
         #[cfg(not(feature = "tls"))]
         let _ = tls;
     }
-    let connected = tokio::time::timeout(cluster.connect_timeout, builder.build()).await;
-    let points = cluster.contact_points.join(", ");
-    match connected {
-        Ok(session) => session.map_err(|error: NewSessionError| {
-            Error::unavailable("store_unavailable", format!("the store cannot be reached at {points}"))
-                .with_source(error)
-        }),
+    let session = match tokio::time::timeout(cluster.connect_timeout, builder.build()).await {
+        Ok(session) => session.map_err(|error| no_session(cluster, error))?,
         Err(_) => {
-            let detail = format!("the store at {points} did not answer within {:?}", cluster.connect_timeout);
-            Err(Error::unavailable("store_unavailable", detail))
+            let (points, limit) = (cluster.contact_points.join(", "), cluster.connect_timeout);
+            let detail = format!("the store at {points} (scylla.contact_points) did not answer within {limit:?}");
+            return Err(Error::unavailable("store_unavailable", detail));
         }
+    };
+    check_datacenter(cluster, &session)?;
+    Ok(session)
+}
+
+fn no_session(cluster: &ClusterOptions, error: NewSessionError) -> Error {
+    let points = cluster.contact_points.join(", ");
+    // The driver has it several errors deep; in its words it is on top.
+    let detail = if error.to_string().contains("uthentic") {
+        let user = cluster.credentials.as_ref().map_or("", |credentials| &credentials.user);
+        format!("the store at {points} refuses the user {user:?} (scylla.user, FANFOLD_SCYLLA__PASSWORD)")
+    } else {
+        format!("the store cannot be reached at {points} (scylla.contact_points)")
+    };
+    Error::unavailable("store_unavailable", detail).with_source(error)
+}
+
+/// An error unless the data centre to stay in exists: requests would find no node to go to.
+fn check_datacenter(cluster: &ClusterOptions, session: &Session) -> Result<()> {
+    let Some(wanted) = &cluster.datacenter else { return Ok(()) };
+    let state = session.get_cluster_state();
+    let known: BTreeSet<&str> = state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
+    if known.contains(wanted.as_str()) {
+        return Ok(());
     }
+    let known: Vec<_> = known.into_iter().collect();
+    let detail = format!("the cluster has no data centre {wanted:?}, it has {}", known.join(", "));
+    Err(Error::invalid("invalid_datacenter", "scylla.datacenter", detail))
 }
 
 /// What became of a conditional write.

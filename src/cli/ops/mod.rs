@@ -29,7 +29,9 @@ impl Cluster {
     fn load(&self) -> Result<Config> {
         let overrides = Overrides { file: self.config.clone(), mode: Some(Mode::Cluster), ..Overrides::default() };
         let config = serve::load(&overrides)?;
-        crate::telemetry::init_logging(&crate::config::Log { filter: "error".into(), ..config.log.clone() })?;
+        // What the drivers log before they give up is in the error that is told.
+        let filter = "error,lapin=off,scylla=off".into();
+        crate::telemetry::init_logging(&crate::config::Log { filter, ..config.log.clone() })?;
         Ok(config)
     }
 }

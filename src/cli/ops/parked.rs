@@ -14,6 +14,7 @@ Examples:
   fanfold parked show 019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00/3
   fanfold parked redrive 019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00/3
   fanfold parked redrive --all
+  fanfold parked redrive --messages
   fanfold parked discard 019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00/3     its viewers never get the post";
 
 /// Chunks named by a command.
@@ -51,11 +52,14 @@ enum Command {
     #[command(before_help = "Examples:\n  fanfold parked redrive --all")]
     Redrive {
         /// POST/CHUNK
-        #[arg(value_parser = parse, required_unless_present = "all", conflicts_with = "all")]
+        #[arg(value_parser = parse, required_unless_present_any = ["all", "messages"], conflicts_with = "all")]
         chunk: Option<(PostId, u32)>,
         /// Every parked chunk
         #[arg(long)]
         all: bool,
+        /// The messages that this release cannot read: back into their lanes, once workers of the newer one run
+        #[arg(long, conflicts_with_all = ["chunk", "all"])]
+        messages: bool,
         #[command(flatten)]
         cluster: Cluster,
     },
@@ -87,6 +91,10 @@ pub async fn run(args: Args) -> Result<()> {
             let (parked, viewers) = console(&cluster).await?.show(post, no).await?;
             out::line(format_args!("{post}/{no}  {}", out::count(viewers as u64, "viewer")))?;
             out::line(reason(&parked.reason))
+        }
+        Command::Redrive { messages: true, cluster, .. } => {
+            let back = console(&cluster).await?.redrive_messages().await?;
+            out::line(format_args!("{} put back", out::count(back as u64, "message")))
         }
         Command::Redrive { chunk, cluster, .. } => {
             let console = console(&cluster).await?;

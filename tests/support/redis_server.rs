@@ -1,5 +1,7 @@
 //! A Redis server of a test's own, to be killed, stopped, flushed and demoted without disturbing the others.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,16 +13,27 @@ pub struct RedisServer {
     child: Child,
     port: u16,
     dir: TempDir,
+    password: Option<&'static str>,
 }
 
 impl RedisServer {
     /// A fresh one.
     pub async fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
+        Self::start_with(tempfile::tempdir().expect("a temporary folder"), &[]).await
+    }
+
+    /// One on a folder, with more arguments. [`RedisServer::revive`] does not know them.
+    pub async fn start_with(dir: TempDir, more: &[&str]) -> Self {
         let port = free_port();
-        let server = Self { child: spawn(&dir, port), port, dir };
+        let server = Self { child: spawn(&dir, port, more), port, dir, password: None };
         server.connection().await;
         server
+    }
+
+    /// From now on it asks for a password.
+    pub async fn require(&mut self, password: &'static str) {
+        self.run::<String>(&format!("CONFIG SET requirepass {password}")).await;
+        self.password = Some(password);
     }
 
     /// A sentinel that watches `master` as "main".
@@ -31,13 +44,19 @@ impl RedisServer {
         let text = format!("port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n", master.port);
         std::fs::write(&conf, text).expect("a temporary file");
         let child = Command::new("redis-server").arg(&conf).arg("--sentinel").stdout(Stdio::null()).spawn();
-        let server = Self { child: child.expect("redis-server is installed"), port, dir };
+        let server = Self { child: child.expect("redis-server is installed"), port, dir, password: None };
         server.connection().await;
         server
     }
 
+    /// With the password, if it asks for one.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let password = self.password.map_or(String::new(), |password| format!(":{password}@"));
+        format!("redis://{password}127.0.0.1:{}", self.port)
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     pub fn port(&self) -> u16 {
@@ -51,7 +70,7 @@ impl RedisServer {
 
     /// Starts it again after [`RedisServer::kill`], with its data.
     pub async fn revive(&mut self) {
-        self.child = spawn(&self.dir, self.port);
+        self.child = spawn(&self.dir, self.port, &[]);
         self.connection().await;
     }
 
@@ -93,17 +112,19 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody uses now.
+pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
 }
 
-fn spawn(dir: &TempDir, port: u16) -> Child {
+fn spawn(dir: &TempDir, port: u16, more: &[&str]) -> Child {
     Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""])
         .args(["--appendfsync", "always", "--repl-diskless-sync-delay", "0"])
         .arg("--dir")
         .arg(dir.path())
+        .args(more)
         .stdout(Stdio::null())
         .spawn()
         .expect("redis-server is installed where FANFOLD_TEST_REDIS is set")

@@ -1,0 +1,16 @@
+//! The bad days of a cluster, each as its operator meets it: what the real binaries say of it, in `fanfold doctor` and at
+//! their start, how they end, and that no password is in what they say.
+//!
+//! Not here: a wrong password of the store, for the Cassandra of dev/stack asks nobody who they are and takes any.
+
+#[path = "../support/redis_server.rs"]
+mod redis_server;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cluster;
+mod queue;
+mod revisions;
+mod skew;
+mod store;
+mod tls;

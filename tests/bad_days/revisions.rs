@@ -1,0 +1,178 @@
+//! Redis: it refuses us, drops writes, is a replica, or gets its first one.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fanfold::clock::Clock;
+use fanfold::ports::Store as _;
+
+use crate::cluster::{Cluster, PATIENCE, REDIS_URLS, SERVE, found};
+use crate::redis_server::RedisServer;
+use crate::support::Service;
+use crate::support::servers::server;
+
+const PASSWORD: &str = "hush-hush-hush";
+
+/// Settings with a server of the test's own, where the servers that are named are there.
+async fn own(servers: &[&str]) -> Option<(Cluster, RedisServer)> {
+    // Where there is a Redis for tests, there is its binary.
+    server("FANFOLD_TEST_REDIS")?;
+    let mut cluster = Cluster::on(servers)?;
+    let redis = RedisServer::start().await;
+    cluster.set(REDIS_URLS, redis.url());
+    Some((cluster, redis))
+}
+
+/// An API node starts without Redis and says why.
+async fn starts_without(cluster: &Cluster, words: &[&str]) {
+    let mut node = cluster.start(SERVE);
+    node.says(&[&["starting without Redis"], words].concat()).await;
+    let said = node.stop().await;
+    assert!(!said.contains(PASSWORD), "{said}");
+}
+
+#[tokio::test]
+async fn a_password_that_is_missing_or_wrong_is_told() {
+    let Some((mut cluster, mut redis)) = own(&["FANFOLD_TEST_CQL"]).await else { return };
+    cluster.migrate().await;
+    let address = format!("127.0.0.1:{}", redis.port());
+    redis.require("the-right-one").await;
+    let advice = "redis://:password@host:port";
+    found(&cluster.findings("revisions").await, &["WRONG", &address, "asks for a password", "redis.urls", advice]);
+    starts_without(&cluster, &[&address, "asks for a password", "redis.urls"]).await;
+
+    cluster.set(REDIS_URLS, format!("redis://:{PASSWORD}@{address}"));
+    let told = cluster.doctor().await;
+    told.check(1, &[&address, "refuses the user and password of its URL in redis.urls", advice]);
+    assert!(!told.out.contains(PASSWORD));
+    starts_without(&cluster, &[&address, "refuses the user and password"]).await;
+
+    cluster.set(REDIS_URLS, redis.url());
+    let findings = cluster.findings("revisions").await;
+    assert!(findings.iter().all(|finding| finding.starts_with("ok")), "{findings:#?}");
+}
+
+#[tokio::test]
+async fn a_server_that_drops_writes_or_will_is_told() {
+    let Some((cluster, redis)) = own(&[]).await else { return };
+    let set = async |maxmemory: &str, policy: &str| {
+        redis.run::<String>(&format!("CONFIG SET maxmemory {maxmemory} maxmemory-policy {policy}")).await;
+        cluster.findings("revisions").await
+    };
+    for policy in ["volatile-lru", "allkeys-lfu"] {
+        found(&set("100mb", policy).await, &["ok", policy, "104857600"]);
+    }
+    found(&set("100mb", "noeviction").await, &["warning", "noeviction", "bumps fail", "volatile-lru"]);
+    found(&set("100mb", "allkeys-random").await, &["warning", "allkeys-random", "resync", "volatile-lru"]);
+    // An empty server takes more than that.
+    let findings = set("100kb", "noeviction").await;
+    found(&findings, &["WRONG", "refuses writes", "maxmemory", "volatile-lru"]);
+    found(&set("0", "noeviction").await, &["ok", "takes writes"]);
+
+    redis.run::<String>("CONFIG SET min-replicas-to-write 1").await;
+    found(&cluster.findings("revisions").await, &["WRONG", "refuses writes", "min-replicas-to-write"]);
+    redis.run::<String>("CONFIG SET min-replicas-to-write 0").await;
+
+    redis.run::<String>("ACL SETUSER fanfold on nopass ~* &* +@all -eval").await;
+    let mut forbidden = cluster;
+    forbidden.set(REDIS_URLS, format!("redis://fanfold:any@127.0.0.1:{}", redis.port()));
+    found(&forbidden.findings("revisions").await, &["WRONG", "refuses writes", "eval", "ACL SETUSER"]);
+}
+
+/// Makes `replica` follow `master`, and waits until it does.
+async fn follow(replica: &RedisServer, master: &RedisServer) {
+    replica.run::<String>(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
+    let linked = async {
+        while !replica.run::<String>("INFO replication").await.contains("master_link_status:up") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, linked).await.expect("linked");
+}
+
+#[tokio::test]
+async fn a_replica_alone_is_no_use_and_beside_its_master_none_is_needed() {
+    let Some((mut cluster, replica)) = own(&["FANFOLD_TEST_CQL"]).await else { return };
+    cluster.migrate().await;
+    let master = RedisServer::start().await;
+    follow(&replica, &master).await;
+    let (follower, address) = (format!("127.0.0.1:{}", replica.port()), format!("127.0.0.1:{}", master.port()));
+    let add = format!("add {address} to redis.urls");
+    found(&cluster.findings("revisions").await, &["WRONG", "redis.urls names replicas only", &add]);
+    let replica_of = format!("{follower}: is a replica of {address}");
+    starts_without(&cluster, &["no master of redis.urls can be used", &replica_of]).await;
+
+    cluster.set(REDIS_URLS, format!("{},{}", replica.url(), master.url()));
+    let findings = cluster.findings("revisions").await;
+    assert!(findings.iter().all(|finding| finding.starts_with("ok")), "{findings:#?}");
+    found(&findings, &["ok", &follower, "link up"]);
+    found(&findings, &["ok", &address, "is the master"]);
+    let mut node = cluster.start(SERVE);
+    node.says(&["revisions are available", &address]).await;
+    node.stop().await;
+
+    cluster.set(REDIS_URLS, format!("{},{}", RedisServer::start().await.url(), master.url()));
+    let findings = cluster.findings("revisions").await;
+    found(&findings, &["warning", "redis.urls", "start it"]);
+    found(&findings, &["ok", &address, "is the master"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_replica_costs_every_client_one_resync() {
+    if server("FANFOLD_TEST_REDIS").is_none() {
+        return;
+    }
+    let (master, replica) = (RedisServer::start().await, RedisServer::start().await);
+    let urls = vec![master.url().as_str().into(), replica.url().as_str().into()];
+    let on_own = Service::on_cluster(|config| config.redis.urls = urls.into_iter().take(1).collect());
+    let Some(service) = on_own.await else { return };
+    let other = service.beside(Clock::system()).await;
+    let nodes = [&service, &other];
+    service.publish("Dawn", &["ben"]).await;
+    let held = service.token("ben").await;
+    let poll = |token: &str| format!("/v1/viewers/ben/revision?since={token}");
+    for node in nodes {
+        assert_eq!(node.get(&poll(&held)).await.status, 304);
+    }
+    let store = &service.running.backends.store;
+    let before = store.fences(100).await.expect("read");
+
+    follow(&replica, &master).await;
+    for node in nodes {
+        let noticed = async {
+            loop {
+                let reply = node.get(&poll(&held)).await;
+                match reply.status {
+                    200 => return,
+                    304 => {}
+                    503 => assert!(!reply.header("retry-after").is_empty(), "{reply:?}"),
+                    _ => panic!("{reply:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, noticed).await.expect("no token of before goes on matching");
+    }
+    // Those who lost their copies together are asked to come back one after the other.
+    let mut asked = BTreeSet::new();
+    for _ in 0..50 {
+        let reply = service.get(&format!("/v1/viewers/ben/changes?since={held}")).await;
+        assert_eq!((reply.status, reply.json()["reason"].as_str()), (410, Some("fence")), "{reply:?}");
+        asked.insert(reply.header("retry-after").parse::<u32>().expect("seconds"));
+    }
+    assert!(asked.len() > 1 && asked.first() >= Some(&1), "{asked:?}");
+
+    let new = service.token("ben").await;
+    service.publish("Noon", &["ben"]).await;
+    for node in nodes {
+        assert_eq!(node.get(&poll(&new)).await.status, 200);
+        let changes = node.get(&format!("/v1/viewers/ben/changes?since={new}")).await;
+        assert_eq!(changes.titles("upserted"), ["Noon"], "{changes:?}");
+        assert_eq!(node.get(&poll(changes.json()["token"].as_str().expect("a token"))).await.status, 304);
+    }
+    // One life. Processes that find it in the same instant may register it twice: then only the newest counts.
+    let after = store.fences(100).await.expect("read");
+    let lives: BTreeSet<_> = after[..after.len() - before.len()].iter().map(|entry| &entry.replid).collect();
+    assert_eq!(lives.len(), 1, "{after:?}");
+    assert!(before.iter().all(|entry| !lives.contains(&entry.replid)));
+}
