@@ -3,7 +3,6 @@
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/redis_server.rs"]
-#[allow(dead_code, reason = "others use the rest")]
 mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
