@@ -1,5 +1,6 @@
 //! The embedded adapters under the suites.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fanfold::adapters::embedded::{
@@ -23,6 +24,11 @@ impl OpenStore {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let clock = Clock::manual(START);
         Self { store: open(&dir, &clock), clock, dir }
+    }
+
+    /// The data folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Closes the store and opens it again, as a restart does.

@@ -9,6 +9,7 @@ mod keys;
 mod queue;
 mod redis_server;
 mod revisions;
+mod space;
 mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};
