@@ -21,6 +21,7 @@ use super::sweep::{Life, count_swept};
 use super::tables::{Tables, lives};
 use crate::domain::{PostId, Time};
 use crate::error::Result;
+use crate::faults;
 
 /// From the start to the first sweep: a service that is restarted every hour must sweep as well, and a clock that is
 /// wrong at boot gets the time to be set.
@@ -72,7 +73,9 @@ impl EmbeddedStore {
         let mut wait = every.min(FIRST_AFTER);
         while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
             wait = every;
-            match self.sweep().await {
+            // What is cut off here is done again after the next start.
+            let Some(swept) = stop.run_until_cancelled(self.sweep()).await else { return };
+            match swept {
                 Ok(swept) if swept == Swept::default() => {}
                 Ok(Swept { segments, bytes, loosened }) => {
                     tracing::info!(segments, bytes, loosened, "swept what has outlived its life from the store");
@@ -215,6 +218,7 @@ fn drop_segments(Ordered { name, table, mut end, now }: Ordered<'_>) -> Result<D
     }
     let newest = table.tree.get_highest_persisted_seqno();
     table.tree.drop_range(..end).map_err(|error| store_error(error.into()))?;
+    faults::at("space.dropped");
     if table.tree.get_highest_persisted_seqno() < newest {
         dropped.touch = Some((table.clone(), now));
     }
@@ -244,4 +248,204 @@ fn segments(table: &Keyspace) -> Vec<Segment> {
         Segment { min, max, entries: about.item_count, bytes: about.file_size }
     });
     all.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Folder, StoreOptions};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::{Chunk, Post, PostState, ProducerId};
+    use crate::ports::{KeyClaim, Settled, Store as _};
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const START: Time = Time::from_millis(1_767_225_600_000);
+
+    struct Opened {
+        store: EmbeddedStore,
+        clock: Clock,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Opened {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let clock = Clock::manual(START);
+            let options = StoreOptions {
+                cache_bytes: 1 << 20,
+                memtable_bytes: 64 << 20,
+                journal_bytes_max: 64 << 20,
+                commit_jobs_max: 64,
+                commit_bytes_max: 1 << 20,
+                free_bytes_min: 0,
+                inbox_ttl: DAY * 30,
+                idempotency_ttl: DAY,
+                clock: clock.clone(),
+            };
+            let folder = Folder::open(dir.path()).expect("the folder is free");
+            Self { store: EmbeddedStore::open(folder, options).expect("opened"), clock, _dir: dir }
+        }
+
+        /// A post of now, with a chunk and a pending entry.
+        async fn publish(&self) -> Post {
+            let post = Post {
+                id: PostId::new(self.clock.now(), rand::random()),
+                producer: ProducerId::local(),
+                kind: "story.posted".into(),
+                actor: None,
+                data: "{}".into(),
+                thread_key: None,
+                version: 1,
+                state: PostState::Live,
+                ts: self.clock.now().micros(),
+                expires_at: None,
+                audience_size: 1,
+                chunk_size: 1,
+            };
+            self.store.create_post(&post, &[Chunk { no: 0, viewers: [].into() }]).await.expect("created");
+            post
+        }
+
+        async fn settle_all_but(&self, kept: &[&Post]) {
+            let pending = self.store.pending(0, None, 100).await.expect("read").entries;
+            let done = pending.into_iter().filter(|entry| kept.iter().all(|post| post.id != entry.post_id));
+            self.store.settle(&done.map(Settled::Done).collect::<Vec<_>>()).await.expect("settled");
+        }
+
+        async fn pending(&self) -> Vec<PostId> {
+            let pending = self.store.pending(0, None, 100).await.expect("read").entries;
+            pending.into_iter().map(|entry| entry.post_id).collect()
+        }
+
+        /// Writes what is in memory out, a segment a table.
+        fn write_out(&self) {
+            for (_, table) in self.store.tables().named() {
+                table.rotate_memtable_and_wait().expect("written out");
+            }
+        }
+
+        async fn claim(&self, key: &str, post_id: PostId) {
+            let (producer, fingerprint) = (ProducerId::local(), [7; 32]);
+            let claim = KeyClaim { producer, key: key.to_owned(), fingerprint, post_id, chunk_size: 1 };
+            self.store.claim_key(&claim).await.expect("claimed");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_over_goes_and_what_lives_stays() {
+        let opened = Opened::new();
+        let old = opened.publish().await;
+        opened.write_out();
+        opened.clock.set(START.after(DAY * 30));
+        let young = opened.publish().await;
+        opened.settle_all_but(&[]).await;
+        opened.write_out();
+        opened.clock.set(START.after(DAY * 37));
+        // To the millisecond as old as it may be; the traces of pending entries go, whatever their age.
+        let Swept { segments, .. } = opened.store.sweep().await.expect("swept");
+        assert!(opened.store.post(old.id).await.expect("read").is_some());
+        assert_eq!(segments, 2, "the entries and their removals");
+        opened.clock.set(START.after(DAY * 37 + Duration::from_millis(1)));
+        let Swept { segments, .. } = opened.store.sweep().await.expect("swept");
+        assert_eq!(segments, 2, "of posts and of chunks");
+        assert_eq!(opened.store.post(old.id).await.expect("read"), None);
+        assert_eq!(opened.store.chunk(old.id, 0).await.expect("read"), None);
+        assert_eq!(opened.store.post(young.id).await.expect("read"), Some(young.clone()));
+        assert!(opened.store.chunk(young.id, 0).await.expect("read").is_some());
+        let folder = opened.store.tables().posts.path().join("tables");
+        assert_eq!(std::fs::read_dir(folder).expect("a folder").count(), 1, "the file is gone too");
+        assert_eq!(opened.store.sweep().await.expect("swept"), Swept::default());
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_jumps_back_or_to_1970_sweeps_nothing() {
+        let opened = Opened::new();
+        let post = opened.publish().await;
+        opened.write_out();
+        for now in [START.before(DAY * 1_000), Time::ZERO, Time::ZERO.before(DAY)] {
+            opened.clock.set(now);
+            assert_eq!(opened.store.sweep().await.expect("swept"), Swept::default());
+        }
+        assert_eq!(opened.store.post(post.id).await.expect("read"), Some(post.clone()));
+        assert_eq!(opened.pending().await, [post.id]);
+    }
+
+    #[tokio::test]
+    async fn no_older_version_comes_to_light() {
+        let opened = Opened::new();
+        let old = opened.publish().await;
+        opened.clock.set(START.after(DAY * 30));
+        let young = opened.publish().await;
+        opened.write_out();
+        // Their segment reaches from one to the other; those of the retract and of the removal do not.
+        let retracted = Post { version: 2, state: PostState::Retracted, ..old.clone() };
+        opened.store.change_post(1, &retracted).await.expect("changed");
+        opened.settle_all_but(&[&young]).await;
+        opened.write_out();
+        opened.clock.set(START.after(DAY * 40));
+        assert_eq!(opened.store.sweep().await.expect("swept"), Swept::default());
+        assert_eq!(opened.store.post(old.id).await.expect("read"), Some(retracted));
+        assert_eq!(opened.pending().await, [young.id]);
+        opened.clock.set(START.after(DAY * 70));
+        opened.settle_all_but(&[]).await;
+        opened.write_out();
+        assert!(opened.store.sweep().await.expect("swept").segments > 0);
+        assert_eq!(opened.store.post(old.id).await.expect("read"), None);
+        assert_eq!(opened.pending().await, []);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_not_settled_keeps_all_since() {
+        let opened = Opened::new();
+        let stuck = opened.publish().await;
+        opened.write_out();
+        opened.publish().await;
+        opened.settle_all_but(&[&stuck]).await;
+        opened.write_out();
+        opened.clock.set(START.after(DAY * 20));
+        opened.store.sweep().await.expect("swept");
+        assert_eq!(opened.pending().await, [stuck.id]);
+        assert!(opened.store.tables().pending.disk_space() > 0);
+        opened.settle_all_but(&[]).await;
+        opened.write_out();
+        opened.store.sweep().await.expect("swept");
+        assert_eq!(opened.store.tables().pending.disk_space(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_table_that_lost_its_newest_entry_lets_journals_go() {
+        let opened = Opened::new();
+        opened.publish().await;
+        opened.write_out();
+        let posts = opened.store.tables().posts.clone();
+        let newest = posts.tree.get_highest_persisted_seqno().expect("written out");
+        opened.clock.set(START.after(DAY * 40));
+        opened.store.sweep().await.expect("swept");
+        assert_eq!(posts.tree.get_highest_persisted_seqno(), None);
+        // What is written out next, for the sake of a journal, is newer than what that journal has.
+        posts.rotate_memtable_and_wait().expect("written out");
+        assert!(posts.tree.get_highest_persisted_seqno() > Some(newest));
+        assert_eq!(posts.len().expect("counted"), 0);
+    }
+
+    #[tokio::test]
+    async fn segments_in_another_order_are_loosened_once() {
+        let opened = Opened::new();
+        let old = opened.publish().await;
+        for key in ["a", "b"] {
+            opened.claim(key, old.id).await;
+        }
+        opened.write_out();
+        opened.clock.set(START.after(DAY * 4));
+        let young = opened.publish().await;
+        opened.claim("b", young.id).await;
+        opened.claim("c", young.id).await;
+        opened.write_out();
+        assert_eq!(opened.store.sweep().await.expect("swept").loosened, 1);
+        assert_eq!(opened.store.sweep().await.expect("swept").loosened, 0);
+        let keys = opened.store.tables().keys.iter().map(|entry| entry.key().expect("read"));
+        assert_eq!(keys.map(|key| key[key.len() - 1]).collect::<Vec<_>>(), *b"bc");
+        let holder = opened.store.key_holder(&ProducerId::local(), "b").await.expect("read");
+        assert_eq!(holder.map(|holder| holder.post_id), Some(young.id));
+    }
 }
