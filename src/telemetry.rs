@@ -108,6 +108,16 @@ fn describe() {
         Unit::Count,
         "Store reads, by the path that caused them; unchanged polls cause none"
     );
+    describe_gauge!(
+        "fanfold_store_table_bytes",
+        Unit::Bytes,
+        "Size of the embedded store's tables on disk, by table; journals and what is in memory apart"
+    );
+    describe_counter!(
+        "fanfold_store_swept_total",
+        Unit::Count,
+        "Entries of the embedded store that had outlived their life and are gone from the disk, by table"
+    );
     describe_counter!("fanfold_posts_total", Unit::Count, "Posts published, edited and retracted, by operation");
     describe_counter!(
         "fanfold_queue_overflow_total",

@@ -73,6 +73,14 @@ impl Store {
         }
     }
 
+    /// The size of each table on this machine's disk, by name; none where the disk is somebody else's.
+    pub fn table_bytes(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Embedded(inner) => inner.table_bytes().to_vec(),
+            Self::Scylla(_) => Vec::new(),
+        }
+    }
+
     /// An error if the store cannot take writes.
     pub fn check(&self) -> Result<()> {
         match self {

@@ -86,6 +86,9 @@ pub(super) async fn refresh(backends: &Backends) {
     for path in Path::ALL {
         counter!("fanfold_store_reads_total", "path" => path.name()).absolute(backends.store.reads(path));
     }
+    for (table, bytes) in backends.store.table_bytes() {
+        gauge!("fanfold_store_table_bytes", "table" => table).set(bytes as f64);
+    }
     for lane in Lane::ALL {
         if let Ok(depth) = backends.queue.depth(lane).await {
             gauge!("fanfold_queue_tasks", "lane" => lane.name()).set(depth as f64);

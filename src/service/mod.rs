@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::access::{Access, KeyBook};
-use crate::adapters::Queue;
+use crate::adapters::{Queue, Store};
 use crate::clock::Clock;
 use crate::config::{AccessMode, Config, Mode};
 use crate::domain::Lane;
@@ -137,6 +137,10 @@ impl Running {
             let parts = relay_parts(&backends, Some(withdrawals), &clock, config);
             tasks.others.spawn(Relay::new(parts, 0).run(tasks.background.clone()));
         }
+        if let Store::Embedded(store) = system {
+            let every = Duration::from_secs(config.store.sweep_every_s);
+            tasks.others.spawn(store.keep_sweeping(every, tasks.background.clone()));
+        }
         tasks.spawn_upkeep(metrics);
         let background = tasks.background.clone();
         tasks.others.spawn(async move {
@@ -151,7 +155,7 @@ impl Running {
         let part = tokio::select! {
             Some(_) = self.tasks.server.join_next() => "the HTTP server",
             Some(_) = self.tasks.workers.join_next() => "the fan-out of a lane",
-            Some(_) = self.tasks.others.join_next() => "the relay or the upkeep of metrics",
+            Some(_) = self.tasks.others.join_next() => "the relay, the sweep or the upkeep of metrics",
         };
         Error::internal(format!("{part} has ended by itself"))
     }

@@ -1,12 +1,13 @@
 //! The embedded adapters under the suites.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fanfold::adapters::embedded::{
     EmbeddedQueue, EmbeddedQuotas, EmbeddedRevisions, EmbeddedStore, Folder, QuotaLimits, RevisionLimits, StoreOptions,
 };
 use fanfold::clock::Clock;
-use fanfold::domain::Fence;
+use fanfold::domain::{Fence, Time};
 use tempfile::TempDir;
 
 use crate::START;
@@ -20,9 +21,29 @@ pub struct OpenStore {
 
 impl OpenStore {
     pub async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let clock = Clock::manual(START);
+        Self::at(START).await
+    }
+
+    /// A new one, whose clock stands at `now`.
+    pub async fn at(now: Time) -> Self {
+        Self::open(tempfile::tempdir().expect("a temporary folder"), now).await
+    }
+
+    /// The one in `dir`.
+    pub async fn open(dir: TempDir, now: Time) -> Self {
+        let clock = Clock::manual(now);
         Self { store: open(&dir, &clock), clock, dir }
+    }
+
+    /// Closes the store and leaves its folder.
+    #[cfg(feature = "faults")]
+    pub fn close(self) -> TempDir {
+        self.dir
+    }
+
+    /// The data folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Closes the store and opens it again, as a restart does.

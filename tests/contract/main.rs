@@ -14,6 +14,7 @@ mod redis_server;
 mod revisions;
 #[path = "../support/servers.rs"]
 mod servers;
+mod space;
 mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -92,6 +92,11 @@ impl Group {
         self.last_pending
     }
 
+    /// The newest of those times that was given. All pending entries that will ever be written come after it.
+    pub fn newest_pending(&self) -> Time {
+        self.last_pending
+    }
+
     fn push(&mut self, keyspace: &Keyspace, key: Slice, value: Option<Slice>) {
         self.bytes += key.len() + value.as_ref().map_or(0, |v| v.len());
         self.writes.push(Write { keyspace: keyspace.clone(), key, value });

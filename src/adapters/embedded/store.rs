@@ -30,12 +30,12 @@ pub struct EmbeddedStore {
 
 pub(super) struct Shared {
     database: Database,
-    tables: Tables,
+    pub(super) tables: Tables,
     /// `None` only while the last handle is being dropped.
     committer: Option<Committer>,
     thread: Option<JoinHandle<()>>,
     reads: Arc<Reads>,
-    options: StoreOptions,
+    pub(super) options: StoreOptions,
     /// The time of the oldest pending entry that the relay's last round met, in microseconds.
     pending_head: AtomicI64,
     agreed: Agreed,
@@ -111,6 +111,10 @@ impl EmbeddedStore {
     fn committer(&self) -> Result<&Committer> {
         let gone = || Error::unavailable("store_failed", "the store is closed");
         self.shared.committer.as_ref().ok_or_else(gone)
+    }
+
+    pub(super) fn options(&self) -> &StoreOptions {
+        &self.shared.options
     }
 
     pub(super) fn tables(&self) -> &Tables {

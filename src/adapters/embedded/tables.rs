@@ -8,7 +8,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 use super::Folder;
 use super::committer::store_error;
 use super::keys;
-use super::sweep::{IdAt, Sweep};
+use super::sweep::{IdAt, Life, Sweep};
 use crate::clock::Clock;
 use crate::domain::Time;
 use crate::error::{Error, Kind, Result};
@@ -58,17 +58,41 @@ pub struct Tables {
     pub producer_keys: Keyspace,
 }
 
+impl Tables {
+    /// Every table by its name.
+    pub fn named(&self) -> [(&'static str, &Keyspace); 8] {
+        [
+            ("posts", &self.posts),
+            ("chunks", &self.chunks),
+            ("progress", &self.progress),
+            ("pending", &self.pending),
+            ("inbox", &self.inbox),
+            ("keys", &self.keys),
+            ("fences", &self.fences),
+            ("producer_keys", &self.producer_keys),
+        ]
+    }
+}
+
+/// How long the entries of those tables stay whose entries grow old.
+pub fn lives(options: &StoreOptions) -> [Life; 5] {
+    let (rows, posts) = (options.inbox_ttl + CLOCK_ERROR, options.inbox_ttl + OUTLIVES_ROWS);
+    let keys = options.idempotency_ttl + CLOCK_ERROR;
+    [
+        Life { table: "posts", id_at: IdAt::KeyStart, ttl: posts },
+        Life { table: "chunks", id_at: IdAt::KeyStart, ttl: posts },
+        Life { table: "progress", id_at: IdAt::KeyStart, ttl: posts },
+        Life { table: "inbox", id_at: IdAt::InboxKey, ttl: rows },
+        Life { table: "keys", id_at: IdAt::HolderValue, ttl: keys },
+    ]
+}
+
 /// Opens the storage engine, recovering what a killed process left.
 pub fn open_database(folder: &Folder, options: &StoreOptions) -> Result<Database> {
-    let (clock, row_ttl, key_ttl) = (options.clock.clone(), options.inbox_ttl, options.idempotency_ttl);
+    let (clock, lives) = (options.clock.clone(), lives(options));
     let sweeps = move |keyspace: &str| {
-        let (id_at, ttl) = match keyspace {
-            "inbox" => (IdAt::InboxKey, row_ttl + CLOCK_ERROR),
-            "posts" | "chunks" | "progress" => (IdAt::KeyStart, row_ttl + OUTLIVES_ROWS),
-            "keys" => (IdAt::HolderValue, key_ttl + CLOCK_ERROR),
-            _ => return None,
-        };
-        Some(Sweep { id_at, ttl, clock: clock.clone() }.factory())
+        let life = *lives.iter().find(|life| life.table == keyspace)?;
+        Some(Sweep { life, clock: clock.clone() }.factory())
     };
     Database::builder(folder.store())
         .cache_size(options.cache_bytes)
