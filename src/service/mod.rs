@@ -129,17 +129,18 @@ impl Running {
         });
 
         let mut tasks = Tasks::new(Duration::from_secs(u64::from(config.http.shutdown_grace_s)));
-        if cluster {
-            tasks.others.spawn(withdrawals.follow(tasks.background.clone()));
-            tasks.others.spawn(Board::new(API, &clock).tell(system, clock.clone(), tasks.background.clone()));
-        } else {
-            tasks.spawn_workers(&backends, &clock, config);
-            let parts = relay_parts(&backends, Some(withdrawals), &clock, config);
-            tasks.others.spawn(Relay::new(parts, 0).run(tasks.background.clone()));
-        }
-        if let Store::Embedded(store) = system {
-            let every = Duration::from_secs(config.store.sweep_every_s);
-            tasks.others.spawn(store.keep_sweeping(every, tasks.background.clone()));
+        match system {
+            Store::Embedded(store) => {
+                tasks.spawn_workers(&backends, &clock, config);
+                let parts = relay_parts(&backends, Some(withdrawals), &clock, config);
+                tasks.others.spawn(Relay::new(parts, 0).run(tasks.background.clone()));
+                let every = Duration::from_secs(config.store.sweep_every_s);
+                tasks.others.spawn(store.keep_sweeping(every, tasks.background.clone()));
+            }
+            system @ Store::Scylla(_) => {
+                tasks.others.spawn(withdrawals.follow(tasks.background.clone()));
+                tasks.others.spawn(Board::new(API, &clock).tell(system, clock.clone(), tasks.background.clone()));
+            }
         }
         tasks.spawn_upkeep(metrics);
         let background = tasks.background.clone();
