@@ -43,8 +43,7 @@ async fn a_broker_that_refuses_us_is_told_from_one_that_is_away() {
         let told = cluster.doctor().await;
         told.check(1, &words);
         assert!(!told.out.contains(PASSWORD));
-        for process in PROCESSES {
-            let mut process = cluster.start(process);
+        for mut process in PROCESSES.map(|process| cluster.start(process)) {
             process.says(&["starting without RabbitMQ", words[0], words[1]]).await;
             let said = process.stop().await;
             assert!(!said.contains(PASSWORD) && !said.contains("lapin"), "{said}");

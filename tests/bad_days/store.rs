@@ -42,7 +42,8 @@ async fn a_store_and_a_schema_that_come_later_are_waited_for() {
     gate.open();
     // It now waits for its schema, which the store has only from here on.
     cluster.migrate().await;
-    node.says(&["starting without RabbitMQ"]).await;
+    // It has its store: now it looks for the others, which are not there.
+    node.says(&["revisions are not available"]).await;
     node.stop().await;
 }
 
