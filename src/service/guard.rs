@@ -87,7 +87,9 @@ fn tokens(config: &Config, clock: &Clock) -> Finding {
             let what = "no viewer can get in: neither access.jwks nor access.jwks_file names a key for tokens";
             Finding::warning(ACCESS, what, "name one, unless all readers are backends with the scope viewers")
         }
-        Ok(tokens) => Finding::fine(ACCESS, format!("viewers' tokens are checked with {} keys", tokens.key_count())),
+        Ok(tokens) => {
+            Finding::fine(ACCESS, format!("keys that viewers' tokens are checked with: {}", tokens.key_count()))
+        }
         Err(error) => Finding::wrong(ACCESS, error.to_string(), advice(&error)),
     }
 }
@@ -129,4 +131,112 @@ fn advice(error: &Error) -> &'static str {
 fn days(later: Time, earlier: Time) -> String {
     let time = later.since(earlier).as_secs();
     if time < 2 * 86_400 { format!("{} h", time / 3_600) } else { format!("{} days", time / 86_400) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::finding::Severity::{self, Fine, Warning, Wrong};
+    use crate::config::{self, Overrides, Secret};
+    use crate::domain::{KeyId, ProducerId, SecretHash};
+
+    const NOW: Time = Time::from_millis(1_767_225_600_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn defaults() -> Config {
+        config::load(&Overrides::default(), []).expect("the defaults")
+    }
+
+    fn is(findings: &[Finding], expected: &[(Severity, &str)]) {
+        assert_eq!(findings.len(), expected.len(), "{findings:?}");
+        for (finding, (severity, words)) in findings.iter().zip(expected) {
+            assert_eq!(finding.severity, *severity, "{finding:?}");
+            assert!(finding.what.contains(words), "{words:?} is not in {finding:?}");
+            assert_eq!(finding.advice.is_empty(), *severity == Fine, "what to do: {finding:?}");
+        }
+    }
+
+    #[test]
+    fn no_access_control_is_told_where_others_can_connect() {
+        let mut config = defaults();
+        is(&open(&config), &[(Fine, "nothing listens beyond loopback")]);
+        config.http.listen = ([0, 0, 0, 0], 8470).into();
+        config.worker.listen = ([10, 0, 0, 1], 8471).into();
+        config.quota.polls_per_s = 5;
+        is(&open(&config), &[(Warning, "0.0.0.0:8470"), (Warning, "10.0.0.1:8471"), (Warning, "quotas")]);
+    }
+
+    fn key(scope: Scope, ends: Option<Time>) -> ProducerKey {
+        ProducerKey {
+            id: KeyId::from_bytes([7; 8]),
+            producer: ProducerId::local(),
+            name: "shop".into(),
+            scopes: [scope].into_iter().collect(),
+            hash: SecretHash([0; 32]),
+            created_at: NOW.before(DAY),
+            expires_at: ends,
+            revoked_at: None,
+            last_used: None,
+        }
+    }
+
+    #[test]
+    fn keys_that_are_missing_or_end_soon_are_told() {
+        is(&keys(Ok(Vec::new()), NOW), &[(Wrong, "0 keys work")]);
+        let ended = key(Scope::Admin, Some(NOW));
+        is(&keys(Ok(vec![ended, key(Scope::Read, None)]), NOW), &[(Wrong, "1 keys work, 0 of them")]);
+        let admin = key(Scope::Admin, Some(NOW.after(400 * DAY)));
+        is(&keys(Ok(vec![admin.clone()]), NOW), &[(Fine, "1 of them")]);
+        let soon = key(Scope::Read, Some(NOW.after(3 * DAY)));
+        is(&keys(Ok(vec![admin, soon]), NOW), &[(Fine, "2 keys work"), (Warning, "in 3 days")]);
+        is(&keys(Err(Error::unavailable("store_unavailable", "away")), NOW), &[(Wrong, "away")]);
+    }
+
+    #[test]
+    fn keys_for_tokens_are_looked_at_as_a_start_would() {
+        let mut config = defaults();
+        let tokens = |config: &Config| [tokens(config, &Clock::system())];
+        is(&tokens(&config), &[(Warning, "no viewer can get in")]);
+        config.access.jwks = Secret::from("{");
+        is(&tokens(&config), &[(Wrong, "no JWK set")]);
+        config.access.jwks = Secret::default();
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        config.access.jwks_file = file.path().display().to_string();
+        is(&tokens(&config), &[(Wrong, "JWK set")]);
+        config.access.jwks_file = "/nowhere/jwks.json".to_owned();
+        is(&tokens(&config), &[(Wrong, "/nowhere/jwks.json")]);
+        let key =
+            r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+        config.access.jwks = Secret::from(key);
+        config.access.jwks_file = String::new();
+        is(&tokens(&config), &[(Fine, "checked with: 1")]);
+    }
+
+    #[test]
+    fn keys_in_plain_text_are_told() {
+        let mut config = defaults();
+        assert_eq!(clear_text(&config), None, "loopback");
+        config.http.listen = ([0, 0, 0, 0], 8470).into();
+        is(&clear_text(&config).into_iter().collect::<Vec<_>>(), &[(Warning, "plain text")]);
+        config.tls.certificate_file = "c.pem".to_owned();
+        assert_eq!(clear_text(&config), None);
+    }
+
+    #[test]
+    fn certificates_that_end_or_cannot_be_used_are_told() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut config = defaults();
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        (config.tls.certificate_file, config.tls.key_file) = (file("cert.pem"), file("key.pem"));
+        is(&[certificate(&config, NOW)], &[(Wrong, "cert.pem")]);
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        params.not_after = rcgen::date_time_ymd(2026, 3, 1);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        std::fs::write(dir.path().join("cert.pem"), params.self_signed(&key).expect("signed").pem()).expect("written");
+        crate::files::write_private(&dir.path().join("key.pem"), &key.serialize_pem()).expect("written");
+        let at = |month, day| Time::from_millis(rcgen::date_time_ymd(2026, month, day).unix_timestamp() * 1_000);
+        is(&[certificate(&config, at(1, 1))], &[(Fine, "59 days more")]);
+        is(&[certificate(&config, at(2, 20))], &[(Warning, "ends in 9 days")]);
+        is(&[certificate(&config, at(3, 2))], &[(Wrong, "ended 24 h ago")]);
+    }
 }

@@ -4,9 +4,12 @@
 mod support;
 
 mod bad_days;
+mod https;
+mod init;
 mod keys;
 mod matrix;
 mod quotas;
+mod redis_gone;
 mod ring;
 mod secrets;
 mod tokens;

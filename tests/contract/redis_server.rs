@@ -1,5 +1,7 @@
 //! A Redis server of a test's own, to be killed, stopped, flushed and demoted without disturbing the others.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ pub struct Service {
 pub struct Ask(reqwest::RequestBuilder);
 
 /// A keyspace that goes with its service: a server of the tests has no room for as many as there are tests.
-struct Keyspace(Scylla);
+pub struct Keyspace(pub Scylla);
 
 impl Drop for Keyspace {
     fn drop(&mut self) {
@@ -98,22 +98,32 @@ impl Service {
 
     /// On data that may be there already.
     pub async fn start_on(data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(is_cluster(), data, clock, change).await
+    }
+
+    /// On a cluster, in whichever mode the tests run. Its servers must be there.
+    pub async fn start_cluster(change: impl FnOnce(&mut Config)) -> Self {
+        let data = tempfile::tempdir().expect("a folder");
+        Self::start_in(true, data, Clock::system(), change).await
+    }
+
+    async fn start_in(cluster: bool, data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let overrides = Overrides {
             listen: Some(([127, 0, 0, 1], 0).into()),
             data: Some(PathBuf::from(data.path())),
             ..Overrides::default()
         };
         let mut config = config::load(&overrides, []).expect("the defaults");
-        if is_cluster() {
+        if cluster {
             join_cluster(&mut config, data.path()).await;
         }
         change(&mut config);
         let running = Running::start(&config, clock.clone()).await.expect("starts");
         let mut workers = Vec::new();
-        for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| is_cluster()) {
+        for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| cluster) {
             workers.push(Worker::start(role, &config, clock.clone()).await.expect("starts"));
         }
-        let keyspace = is_cluster().then(|| Keyspace(config.scylla.clone()));
+        let keyspace = cluster.then(|| Keyspace(config.scylla.clone()));
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         Self { running, workers, keyspace, data, client }
     }
