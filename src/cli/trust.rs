@@ -80,11 +80,11 @@ fn of_tls(error: &rustls::Error, base: &str, ca_file: Option<&Path>) -> Fault {
     };
     let usage = |what: &str| Fault::Usage(format!("--url {base}: {what}"));
     match (certificate, ca_file) {
-        (CertificateError::UnknownIssuer, Some(file)) => usage(&format!(
+        (CertificateError::UnknownIssuer | CertificateError::BadSignature, Some(file)) => usage(&format!(
             "its certificate is not trusted: {OPTION} {} does not have the authority that signed it",
             file.display()
         )),
-        (CertificateError::UnknownIssuer, None) => usage(&format!(
+        (CertificateError::UnknownIssuer | CertificateError::BadSignature, None) => usage(&format!(
             "its certificate is not trusted: no authority of this system has signed it; give the certificate of your own \
              authority with {OPTION} (FANFOLD_CA_FILE)"
         )),
@@ -93,6 +93,10 @@ fn of_tls(error: &rustls::Error, base: &str, ca_file: Option<&Path>) -> Fault {
             if presented.is_empty() { "no name at all".to_owned() } else { presented.join(", ") }
         )),
         (CertificateError::NotValidForName, _) => usage("its certificate is for another name"),
+        (CertificateError::Other(other), _) if other.to_string().contains("CaUsedAsEndEntity") => usage(
+            "its certificate is that of an authority (CA:TRUE), with which nobody may serve: sign another with it, or make \
+             one that is none (openssl: -addext basicConstraints=critical,CA:FALSE)",
+        ),
         // Time heals these, or whoever runs the service.
         (other, _) => Fault::Connect(format!("cannot connect to {base}: its certificate cannot be trusted: {other}")),
     }

@@ -100,6 +100,27 @@ async fn who_cannot_be_trusted_is_told_with_what_to_do() {
     }
 }
 
+/// What `openssl req -x509` makes unless it is told otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_that_serves_by_itself_is_told_to_sign_another() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().expect("a key");
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("cert.pem"), params.self_signed(&key).expect("signed").pem()).expect("written");
+    fanfold::files::write_private(&file("key.pem"), &key.serialize_pem()).expect("written");
+    let service = Service::start_with(|config| {
+        config.tls.certificate_file = file("cert.pem").display().to_string();
+        config.tls.key_file = file("key.pem").display().to_string();
+    })
+    .await;
+    let port = service.running.addr.port();
+    let output = run(dir.path(), &format!("health --url https://localhost:{port} --ca-file cert.pem"), &[]).await;
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    assert!(told(&output).contains("CA:TRUE"), "{output:?}");
+}
+
 #[tokio::test]
 async fn a_key_that_others_can_read_along_is_told() {
     let dir = tempfile::tempdir().expect("a folder");
