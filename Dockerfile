@@ -18,10 +18,12 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certifica
 RUN groupadd --gid 10001 fanfold \
     && useradd --uid 10001 --gid fanfold --no-create-home --home-dir /var/lib/fanfold \
         --shell /usr/sbin/nologin fanfold \
-    && install --directory --owner=fanfold --group=fanfold /var/lib/fanfold
+    && install --directory --owner=fanfold --group=fanfold /var/lib/fanfold \
+    && install --directory --owner=fanfold --group=fanfold --mode=0700 /etc/fanfold
 COPY --from=build /out/ /usr/local/bin/
 USER 10001:10001
 # Embedded mode keeps its data in ./fanfold-data; cluster mode writes nothing here.
 WORKDIR /var/lib/fanfold
+# A new volume mounted at /etc/fanfold takes over its owner and mode: `fanfold init` writes its secrets there.
 # No ENTRYPOINT: the command names the process. There is no curl here; `fanfold health --url URL` asks /readyz.
 CMD ["fanfold", "serve"]

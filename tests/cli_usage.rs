@@ -20,7 +20,8 @@ fn mistakes_exit_with_64_and_say_so_on_standard_error() {
         "post --to ben",
         "inbox ..",
         "status not-an-id",
-        "inbox ben --url https://example.org",
+        "inbox ben --url ftp://example.org",
+        "inbox ben --url https://127.0.0.1:1 --ca-file /nonexistent.pem",
         "replay --graph /nonexistent --url nonsense",
         "config check --config /nonexistent.toml",
     ];

@@ -23,8 +23,34 @@ fn environment(compose: &str) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
 }
 
+/// What the processes have from their environment. Of the file that `init` writes only that access control is on.
 fn config(compose: &str) -> Config {
-    load(&Overrides::default(), environment(compose)).expect("every variable is a known key with a value it takes")
+    let mut environment = environment(compose);
+    environment.remove("FANFOLD_CONFIG").expect("the file of `init`");
+    environment.insert("FANFOLD_ACCESS__MODE".to_owned(), "on".to_owned());
+    load(&Overrides::default(), environment).expect("every variable is a known key with a value it takes")
+}
+
+#[test]
+fn nobody_gets_in_without_a_key_and_secrets_are_made_not_written_down() {
+    let compose = read("docker-compose.yml");
+    assert!(!lines(&compose).any(|line| line.to_lowercase().contains("insecure")), "access control is on");
+    assert!(!config(&compose).http.insecure_listen_beyond_loopback);
+    let init = service(&compose, "init");
+    let command = lines(init).find_map(|line| line.strip_prefix("command: ")).expect("a command");
+    assert!(command.contains("--if-missing") && command.contains("--mode, cluster"), "{command}");
+    // Written by `init`, read by the others, and by nobody before it.
+    let folder = environment(&compose)["FANFOLD_CONFIG"].rsplit_once('/').expect("a path").0.to_owned();
+    assert!(lines(init).any(|line| line == format!("volumes: [\"config:{folder}\"]")), "{init}");
+    let (_, shared) = compose.split_once("x-fanfold: ").expect("what all processes share");
+    assert!(lines(shared).any(|line| line == format!("volumes: [\"config:{folder}:ro\"]")));
+    let migrate = service(&compose, "migrate");
+    assert!(lines(migrate).any(|line| line == "environment: *servers") && migrate.contains("volumes: []"));
+    let (_, needs) = compose.split_once("x-needs: ").expect("what processes wait for");
+    assert_eq!(lines(needs).nth(1), Some("init: {condition: service_completed_successfully}"));
+    assert!(lines(init).any(|line| line == "migrate: {condition: service_completed_successfully}"));
+    let docker = read("Dockerfile");
+    assert!(docker.contains(&format!("--group=fanfold --mode=0700 {folder}")), "the volume belongs to its user");
 }
 
 #[test]

@@ -161,3 +161,23 @@ fn nothing_is_left_half_done() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The tests that SECURITY.md names are there, under those names.
+#[test]
+fn what_is_said_to_be_shown_is_shown() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("SECURITY.md")).expect("readable");
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named: Vec<&str> = quoted.filter(|name| name.contains("::") && *name != "program::module::test").collect();
+    let has = |file: String, test: &str| {
+        fs::read_to_string(root.join(file)).is_ok_and(|text| test == "*" || text.contains(&format!("fn {test}(")))
+    };
+    let is_there = |name: &&str| match name.split("::").collect::<Vec<_>>()[..] {
+        [program, module, test] => has(format!("tests/{program}/{module}.rs"), test),
+        // A program of one file, or the unit tests of a module.
+        [program, test] => has(format!("tests/{program}.rs"), test) || has(format!("src/{program}/{test}.rs"), "*"),
+        _ => false,
+    };
+    let missing: Vec<_> = named.iter().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty() && named.len() > 20, "{missing:?} of {}", named.len());
+}

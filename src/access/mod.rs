@@ -69,6 +69,12 @@ impl Access {
         Ok((Self(Some(Arc::new(inner))), watch))
     }
 
+    /// For a process that looks at keys alone: a viewer's token opens nothing there, and no file of their keys is needed.
+    pub fn for_keys(config: &config::Access, quota: &config::Quota, store: &Store, clock: &Clock) -> Result<Self> {
+        let config = config::Access { jwks: config::Secret::default(), jwks_file: String::new(), ..config.clone() };
+        Ok(Self::open(&config, quota, store, clock)?.0)
+    }
+
     /// Whether anybody has to show anything.
     pub fn is_on(&self) -> bool {
         self.0.is_some()

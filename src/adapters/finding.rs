@@ -14,7 +14,7 @@ pub enum Severity {
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// `store`, `queue`, `revisions` or `workers`.
+    /// `store`, `queue`, `revisions`, `workers`, `access` or `tls`.
     pub part: &'static str,
     /// How it is.
     pub severity: Severity,

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::fault::{Fault, Problem, Result};
 use super::out::{self, Format};
+use super::trust;
 use crate::domain::{PostId, ViewerId};
 use crate::files;
 
@@ -24,10 +25,10 @@ const KEY_VARIABLE: &str = "FANFOLD_KEY";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the service is and how results are written: what every client command takes.
+/// Where a process is, and whom to trust on the way there.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Connect {
-    /// The service to talk to
+pub struct Place {
+    /// The service to talk to: http:// or https://
     #[arg(
         long,
         value_name = "URL",
@@ -36,6 +37,16 @@ pub struct Connect {
         default_value = "http://127.0.0.1:8470"
     )]
     pub url: String,
+    /// With https: trust the authorities of this file (PEM), and not those of the system
+    #[arg(long, value_name = "FILE", env = "FANFOLD_CA_FILE", hide_env_values = true)]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Where the service is and how results are written: what every client command takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Connect {
+    #[command(flatten)]
+    pub place: Place,
     /// The file of the key to show; without it the key is what FANFOLD_KEY holds
     #[arg(long, value_name = "FILE", env = "FANFOLD_KEY_FILE", hide_env_values = true)]
     pub key_file: Option<PathBuf>,
@@ -49,6 +60,7 @@ pub struct Connect {
 pub struct Client {
     http: reqwest::Client,
     base: String,
+    ca_file: Option<PathBuf>,
 }
 
 /// A request in the making.
@@ -77,7 +89,15 @@ impl Connect {
 
     /// A client for this service.
     pub fn client(&self) -> Result<Client> {
-        Client::new(&self.url, self.authorization()?)
+        let authorization = self.authorization()?;
+        let has_key = authorization.is_some();
+        let client = Client::new(&self.place, authorization)?;
+        if let Some(host) = client.reads_along().filter(|_| has_key) {
+            out::note(format_args!(
+                "warning: the key goes to {host} in plain text, for everybody on the way to read; use https://"
+            ));
+        }
+        Ok(client)
     }
 
     /// What to show the service: a producer's key or a viewer's token, never from an argument.
@@ -103,13 +123,15 @@ impl Connect {
 }
 
 impl Client {
-    /// A client for the service at `url`; nothing is sent yet.
-    pub fn new(url: &str, authorization: Option<HeaderValue>) -> Result<Self> {
-        let usage = |what: &str| Fault::Usage(format!("--url {}: {what}", out::clip(url, 200)));
-        let parsed = Url::parse(url).map_err(|e| usage(&e.to_string()))?;
-        if parsed.scheme() != "http" {
-            return Err(usage("only http:// is spoken here; for https put a proxy in between"));
-        }
+    /// A client for the service at `place`; nothing is sent yet.
+    pub fn new(place: &Place, authorization: Option<HeaderValue>) -> Result<Self> {
+        let usage = |what: &str| Fault::Usage(format!("--url {}: {what}", out::clip(&place.url, 200)));
+        let parsed = Url::parse(&place.url).map_err(|e| usage(&e.to_string()))?;
+        let encrypted = match parsed.scheme() {
+            "https" => true,
+            "http" => false,
+            _ => return Err(usage("must begin with http:// or https://")),
+        };
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(usage("must not have a query or a fragment"));
         }
@@ -117,13 +139,20 @@ impl Client {
             .user_agent(concat!("fanfold/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(trust::client_config(encrypted, place.ca_file.as_deref())?)
             .default_headers(authorization.map(|value| (reqwest::header::AUTHORIZATION, value)).into_iter().collect());
         if is_loopback(&parsed) {
             // No proxy of the environment can reach this machine's own loopback.
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|e| Fault::Local(format!("cannot set up HTTP: {}", causes(&e))))?;
-        Ok(Self { http, base: parsed.as_str().trim_end_matches('/').to_owned() })
+        Ok(Self { http, base: parsed.as_str().trim_end_matches('/').to_owned(), ca_file: place.ca_file.clone() })
+    }
+
+    /// The host to which others can read along, if there is one: not by https, and not on this machine.
+    fn reads_along(&self) -> Option<String> {
+        let url = Url::parse(&self.base).ok().filter(|url| url.scheme() == "http" && !is_loopback(url))?;
+        url.host_str().map(str::to_owned)
     }
 
     /// A request to a path that is part of the interface.
@@ -158,6 +187,9 @@ impl Client {
     }
 
     fn broken(&self, error: &reqwest::Error) -> Fault {
+        if let Some(fault) = trust::explain(error, &self.base, self.ca_file.as_deref()) {
+            return fault;
+        }
         let text = causes(error);
         if error.is_connect() {
             return Fault::Connect(format!("cannot connect to {}: {text}; is `fanfold serve` running?", self.base));
@@ -194,6 +226,12 @@ impl Call {
     pub fn wait(mut self, seconds: u64) -> Self {
         self.timeout = ANSWER_TIMEOUT.saturating_add(Duration::from_secs(seconds));
         self.query("wait", seconds)
+    }
+
+    /// Gives the answer so long, and no longer.
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.timeout = patience;
+        self
     }
 
     /// Sends JSON that is written already, so that a retry costs nothing.
@@ -328,10 +366,19 @@ mod tests {
 
     #[test]
     fn urls_are_checked_before_anything_is_sent() {
-        for bad in ["", "localhost:8470", "https://x", "http://x/?a", "http://"] {
-            assert!(Client::new(bad, None).is_err(), "{bad}");
+        let client = |url: &str| Client::new(&Place { url: url.to_owned(), ca_file: None }, None);
+        for bad in ["", "localhost:8470", "ftp://x", "http://x/?a", "http://", "https://x/#y"] {
+            assert!(client(bad).is_err(), "{bad}");
         }
-        let client = Client::new("http://[::1]:8470/feed/", None).expect("a URL");
+        for (url, host) in [
+            ("http://example.org:8470", Some("example.org")),
+            ("http://10.0.0.1", Some("10.0.0.1")),
+            ("http://localhost:1", None),
+            ("http://[::1]:8470", None),
+        ] {
+            assert_eq!(client(url).expect(url).reads_along().as_deref(), host, "{url}");
+        }
+        let client = client("http://[::1]:8470/feed/").expect("a URL");
         let call = client.get("/livez").query("since", "W/\"a b\"").maybe("limit", Some(3)).maybe("no", None::<u8>);
         assert_eq!(call.url, "http://[::1]:8470/feed/livez?since=W%2F%22a%20b%22&limit=3");
     }

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::client::{Client, Connect};
 use super::fault::{Fault, Result};
 use super::{duration, out, serve};
-use crate::access::{NewKey, parse_scopes};
-use crate::config::Overrides;
+use crate::access::{Caller, IssuedKey, KeyBook, NewKey, audit, parse_scopes};
+use crate::config::{Config, Log, Overrides};
 use crate::domain::KeyId;
 use crate::files;
 
@@ -28,7 +28,7 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   fanfold keys create --name shop --scope publish,read
   fanfold keys create --name app --scope viewers,tokens --expires 90d --save app.key
-  fanfold keys create --name ops --scope admin --local        the first one: the service must be stopped";
+  fanfold keys create --name ops --scope admin --local        the first one; an embedded service must be stopped";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -107,7 +107,7 @@ struct CreateArgs {
     /// Write the key to a file that only you can read, instead of showing it
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Make it in the store of the configuration, without a service: for the first key. The service must be stopped
+    /// Make it in the store of the configuration, without a service: for the first key. An embedded service must be stopped
     #[arg(long)]
     local: bool,
     /// With --local: the service's configuration [env: FANFOLD_CONFIG]
@@ -179,7 +179,7 @@ async fn create_local(args: CreateArgs) -> Result<()> {
     let config = serve::load(&Overrides { file: args.config, data: args.data, ..Overrides::default() })?;
     let scopes = parse_scopes(args.scopes.iter().map(String::as_str))?;
     let order = NewKey { name: args.name, producer: args.producer, scopes, ttl: args.expires };
-    let issued = crate::service::open_keys(&config).await?.create(&order).await?;
+    let issued = create_audited(&config, &order).await?;
     let told = json!({
         "key_id": issued.key.id.to_string(),
         "name": issued.key.name,
@@ -188,6 +188,21 @@ async fn create_local(args: CreateArgs) -> Result<()> {
         "secret_key": issued.text.reveal(),
     });
     hand_over(told, args.save.as_deref(), args.connect.json())
+}
+
+/// The keys in the store of a configuration. What is done to them goes to the audit log, here standard error: whoever
+/// keeps that has it in one place with the service's.
+pub async fn open_audited(config: &Config) -> Result<KeyBook> {
+    let filter = "error,audit=info".to_owned();
+    crate::telemetry::init_logging(&Log { filter, ..config.log.clone() })?;
+    Ok(crate::service::open_keys(config).await?)
+}
+
+/// Makes a key in the store of a configuration.
+pub async fn create_audited(config: &Config, order: &NewKey) -> Result<IssuedKey> {
+    let issued = open_audited(config).await?.create(order).await?;
+    audit::key("key_created", &Caller::Anyone, &issued.key, None);
+    Ok(issued)
 }
 
 /// Before a key is made: one that could not be saved would be lost.

@@ -19,6 +19,7 @@ mod replay;
 mod serve;
 mod status;
 mod token;
+mod trust;
 mod watch;
 mod wire;
 pub mod worker;
@@ -194,7 +195,9 @@ mod tests {
             "fanfold parked discard 019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00/3",
             "fanfold fence list",
             "fanfold fence renew",
-            "fanfold health --url http://h:1",
+            "fanfold health --url https://h:1 --ca-file ca.pem",
+            "fanfold inbox ben --url https://h --ca-file ca.pem",
+            "fanfold init --mode cluster --if-missing",
             "fanfold completions bash",
         ];
         for line in good {

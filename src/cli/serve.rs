@@ -56,7 +56,7 @@ pub enum LogFormatArg {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum ModeArg {
+pub enum ModeArg {
     Embedded,
     Cluster,
 }

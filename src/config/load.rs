@@ -28,9 +28,9 @@ const SHORT_NAMES: [(&str, &str); 4] = [
     ("FANFOLD_DATA", "store.data"),
     ("FANFOLD_LOG", "log.filter"),
 ];
-/// Variables that are not the service's: where the command line talks to and with which key, and what belongs to
-/// development.
-const FOREIGN_NAMES: [&str; 3] = ["FANFOLD_URL", "FANFOLD_KEY", "FANFOLD_KEY_FILE"];
+/// Variables that are not the service's: where the command line talks to, whom it trusts and with which key, and what
+/// belongs to development.
+const FOREIGN_NAMES: [&str; 4] = ["FANFOLD_URL", "FANFOLD_CA_FILE", "FANFOLD_KEY", "FANFOLD_KEY_FILE"];
 const FOREIGN_PREFIXES: [&str; 3] = ["FANFOLD_TEST_", "FANFOLD_STACK_", "FANFOLD_BENCH_"];
 
 /// What the command line sets, stronger than all else.

@@ -68,7 +68,7 @@ async fn enter<B>(
 }
 
 /// The one `Authorization` there may be. Of two, somebody in between might have looked at the other.
-fn authorization(headers: &HeaderMap) -> Result<Option<&str>> {
+pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<&str>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     match value.to_str() {
@@ -80,7 +80,7 @@ fn authorization(headers: &HeaderMap) -> Result<Option<&str>> {
     }
 }
 
-fn is_refusal(error: &Error) -> bool {
+pub(super) fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), Kind::Unauthenticated | Kind::Forbidden) || error.code() == "credentials_too_large"
 }
 

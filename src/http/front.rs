@@ -36,6 +36,9 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// An answer is data: a browser that shows one as a page shall run nothing, load nothing and frame nothing.
 const NOTHING_ACTIVE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+/// Browsers that were here once come back by TLS alone, for a year. Of this host and no other: what else the domain
+/// serves is not ours to say.
+const TLS_ALONE: HeaderValue = HeaderValue::from_static("max-age=31536000");
 /// Paths hold viewers' ids, and a query may hold a token.
 const NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
 /// The longest request id that is taken over.
@@ -47,7 +50,7 @@ pub(super) struct RequestId(HeaderValue);
 
 impl RequestId {
     /// The client's own, if it is sane, or a fresh one.
-    fn take(headers: &HeaderMap) -> Self {
+    pub(super) fn take(headers: &HeaderMap) -> Self {
         let sane = |value: &&HeaderValue| {
             (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
         };
@@ -77,6 +80,8 @@ pub(super) struct Front {
     pub app: App,
     pub router: Router,
     pub cors: Option<Cors>,
+    /// Whether connections are encrypted by this process.
+    pub tls: bool,
 }
 
 impl Front {
@@ -165,6 +170,9 @@ impl Front {
         let has_body = response.status() != StatusCode::NOT_MODIFIED;
         let headers = response.headers_mut();
         headers.insert(X_REQUEST_ID, request_id.0);
+        if self.tls {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, TLS_ALONE);
+        }
         if route.paced() {
             headers.insert(X_POLL_INTERVAL, self.app.pacer().interval());
         }

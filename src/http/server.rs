@@ -40,7 +40,7 @@ pub async fn serve(
     let stopping = app.stopping().clone();
     let server = Arc::new(Server {
         builder: builder(&http),
-        front: Arc::new(Front { router: app.router(), cors: Cors::new(&app.config.cors), app }),
+        front: Arc::new(Front { router: app.router(), cors: Cors::new(&app.config.cors), tls: tls.is_some(), app }),
         stop: Stop::default(),
         tls,
         crowd: Crowd::new(http.connections_per_address_max),

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::{info, warn};
 
 use crate::config;
+use crate::domain::Time;
 use crate::error::{Error, Result};
 use crate::files::{self, Watch};
 
@@ -37,6 +38,13 @@ impl Tls {
         // Before they are read: a change in between is seen.
         let watch = std::sync::Mutex::new(Watch::new(paths));
         Ok(Some(Self { present: RwLock::new(Arc::new(load(config)?)), watch, config: config.clone() }))
+    }
+
+    /// When the certificate that the configuration names ends, if that can be read from it.
+    pub fn ends(config: &config::Tls) -> Result<Option<Time>> {
+        let text = files::read(Path::new(&config.certificate_file), CERTIFICATE)?;
+        let first = CertificateDer::pem_slice_iter(text.as_bytes()).next();
+        Ok(first.and_then(std::result::Result::ok).and_then(|certificate| not_after(&certificate)))
     }
 
     /// For the next connection.
@@ -95,4 +103,76 @@ fn load(config: &config::Tls) -> Result<ServerConfig> {
         .map_err(|e| wrong(KEY, key_file, "does not belong to the certificate").with_source(e))?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(server)
+}
+
+/// The end of a certificate (RFC 5280, 4.1): nothing that checks certificates here tells it.
+fn not_after(certificate: &[u8]) -> Option<Time> {
+    const SEQUENCE: u8 = 0x30;
+    let (_, body, _) = element(certificate)?;
+    let (_, mut rest, _) = element(body)?;
+    // Version (tag 0xa0, may be left out), serial number, algorithm, issuer; then the first sequence but two.
+    let mut sequences = 0;
+    loop {
+        let (tag, content, after) = element(rest)?;
+        rest = after;
+        sequences += usize::from(tag == SEQUENCE);
+        if sequences == 3 {
+            let (_, _, end) = element(content)?;
+            let (tag, end, _) = element(end)?;
+            return instant(tag, std::str::from_utf8(end).ok()?);
+        }
+    }
+}
+
+/// The first element of some DER: its tag, its content, and what follows it.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = der.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}
+
+/// `YYMMDDHHMMSSZ` (UTCTime, 1950 to 2049) or `YYYYMMDDHHMMSSZ` (GeneralizedTime).
+fn instant(tag: u8, text: &str) -> Option<Time> {
+    const UTC_TIME: u8 = 0x17;
+    let text = text.strip_suffix('Z')?;
+    let text = match tag {
+        UTC_TIME if text.as_bytes().first()? < &b'5' => format!("20{text}"),
+        UTC_TIME => format!("19{text}"),
+        _ => text.to_owned(),
+    };
+    let format = time::macros::format_description!("[year][month][day][hour][minute][second]");
+    let at = time::PrimitiveDateTime::parse(&text, &format).ok()?.assume_utc();
+    Some(Time::from_millis(at.unix_timestamp().saturating_mul(1_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_certificate_is_read() {
+        for (year, month, day) in [(2_031, 7, 9), (2_049, 12, 31), (2_050, 1, 1), (1_999, 2, 28)] {
+            let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+            params.not_before = rcgen::date_time_ymd(1_990, 1, 1);
+            params.not_after = rcgen::date_time_ymd(year, month, day);
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let made = params.self_signed(&key).expect("signed");
+            let end = rcgen::date_time_ymd(year, month, day).unix_timestamp() * 1_000;
+            assert_eq!(not_after(made.der()), Some(Time::from_millis(end)), "{year}");
+            for cut in 0..made.der().len() {
+                // Whatever is missing, it is no end of another day, and no panic.
+                assert!([None, Some(Time::from_millis(end))].contains(&not_after(&made.der()[..cut])), "{cut}");
+            }
+        }
+        assert_eq!(instant(0x17, "310709"), None);
+    }
 }

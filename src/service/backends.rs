@@ -80,7 +80,10 @@ pub async fn open_store(config: &Config, clock: &Clock) -> Result<Store> {
             let folder = Folder::open(&config.store.data)?;
             Ok(Store::Embedded(EmbeddedStore::open(folder, options::store_options(config, clock))?))
         }
-        Mode::Cluster => connect(config, clock, Instant::now()).await.map(Store::Scylla),
+        Mode::Cluster => {
+            let patience = Duration::from_secs(u64::from(config.service.wait_for_s));
+            connect(config, clock, Instant::now() + patience).await.map(Store::Scylla)
+        }
     }
 }
 

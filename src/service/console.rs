@@ -13,7 +13,7 @@ use crate::domain::{Fence, Knob, Lane, ParkedChunk, PostId, Time, Tuning, Worker
 use crate::error::{Error, Kind, Result};
 use crate::parked;
 use crate::ports::{Control as _, FenceEntry, Queue as _, Store as _};
-use crate::service::options;
+use crate::service::{guard, options};
 use crate::tuning::{API, FANOUT, RELAY};
 
 /// How long to wait for the broker.
@@ -30,14 +30,14 @@ pub async fn migrate(config: &Config) -> Result<MigrationReport> {
     scylla::migrate(&options::migration(config, &Clock::system())).await
 }
 
-/// Looks at each backend, and at who works.
+/// Looks at each backend, at who works, and at who may do what.
 pub async fn inspect(config: &Config) -> Vec<Finding> {
     let clock = Clock::system();
     let scylla_options = options::scylla(config, &clock);
     let (redis_options, rabbit_options) = (options::redis(config, &clock), options::rabbitmq(config));
     let (mut findings, queue) =
         futures::future::join(scylla::inspect(&scylla_options), rabbitmq::inspect(&rabbit_options)).await;
-    let store = ScyllaStore::connect(scylla_options).await.ok();
+    let store = ScyllaStore::connect(scylla_options).await.ok().map(Store::Scylla);
     let newest = match &store {
         Some(store) => store.fences(1).await.ok().and_then(|fences| fences.into_iter().next()),
         None => None,
@@ -47,6 +47,7 @@ pub async fn inspect(config: &Config) -> Vec<Finding> {
     if let Some(store) = &store {
         findings.extend(workers(store.reports().await));
     }
+    findings.extend(guard::inspect(config, store.as_ref(), &clock).await);
     findings
 }
 

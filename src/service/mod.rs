@@ -5,6 +5,7 @@
 
 mod backends;
 pub mod console;
+mod guard;
 pub mod options;
 pub mod worker;
 

@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Backends, Tasks, listen, relay_parts, terminated};
+use crate::access::Access;
 use crate::clock::Clock;
-use crate::config::{Config, Mode};
+use crate::config::{AccessMode, Config, Mode};
 use crate::error::{Error, Result};
 use crate::http::worker::{self as page, Probe};
 use crate::leases::Leases;
@@ -75,13 +76,15 @@ impl Worker {
         let backends = Backends::open(config, &clock).await?;
         let listener = listen(config.worker.listen, "worker.listen").await?;
         let addr = listener.local_addr().map_err(|e| Error::internal("no local address").with_source(e))?;
+        let access = guard(config, &backends, &clock)?;
         let metrics = telemetry::install_metrics();
         let mut tasks = Tasks::new(Duration::from_secs(u64::from(config.http.shutdown_grace_s)));
         let board = match role {
             Role::Fanout => tasks.spawn_workers(&backends, &clock, config),
             Role::Relay => tasks.spawn_relays(&backends, &clock, config),
         };
-        let probe = Probe { backends: backends.clone(), metrics: metrics.clone(), needs_queue: role == Role::Fanout };
+        let needs_queue = role == Role::Fanout;
+        let probe = Probe { backends: backends.clone(), metrics: metrics.clone(), needs_queue, access };
         tasks.server.spawn(page::serve(listener, probe, tasks.http.clone()));
         tasks.spawn_upkeep(metrics);
         let (mut told, telling) = (JoinSet::new(), CancellationToken::new());
@@ -119,6 +122,15 @@ impl Worker {
         backends.queue.flush().await;
         info!(role = role.name(), "stopped; what was not finished is done elsewhere");
     }
+}
+
+/// Who may see a worker's metrics: on loopback whoever can connect, beyond it only who shows a key, if there are keys.
+fn guard(config: &Config, backends: &Backends, clock: &Clock) -> Result<Access> {
+    let mut access = config.access.clone();
+    if config.worker.listen.ip().to_canonical().is_loopback() {
+        access.mode = AccessMode::Off;
+    }
+    Access::for_keys(&access, &config.quota, &backends.store, clock)
 }
 
 impl Tasks {

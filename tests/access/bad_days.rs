@@ -17,7 +17,7 @@ use crate::ring::SigningKey;
 fn fanfold(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
     command.args(arguments).current_dir(dir).stdin(Stdio::null());
-    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE"] {
+    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE", "FANFOLD_CA_FILE"] {
         command.env_remove(name);
     }
     command.envs(env.iter().copied()).output().expect("the binary runs")
@@ -90,6 +90,41 @@ fn keys_that_cannot_be_meant_keep_the_service_from_starting() {
     refused(&serve(&both), &["access.jwks_file", "together"]);
     refused(&serve(&[("FANFOLD_TLS__CERTIFICATE_FILE", "c.pem")]), &["tls.key_file", "together"]);
     refused(&serve(&[("FANFOLD_CORS__ORIGINS", "app.example.org")]), &["cors.origins", "app.example.org"]);
+}
+
+#[test]
+fn a_quota_of_nothing_is_no_quota_and_a_burst_of_nothing_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (rate, burst) in [
+        ("POSTS_PER_S", "POSTS_BURST"),
+        ("ROWS_PER_S", "ROWS_BURST"),
+        ("BYTES_PER_S", "BYTES_BURST"),
+        ("POLLS_PER_S", "POLLS_BURST"),
+    ] {
+        let (rate, burst) = (format!("FANFOLD_QUOTA__{rate}"), format!("FANFOLD_QUOTA__{burst}"));
+        let output = fanfold(dir.path(), &["config", "check"], &[(&rate, "0")]);
+        assert!(output.status.success(), "{rate}: {output:?}");
+        let key = burst.to_lowercase().replace("fanfold_quota__", "quota.");
+        refused(&fanfold(dir.path(), &["config", "check"], &[(&burst, "0")]), &[&key, "is 0", &burst]);
+    }
+}
+
+#[tokio::test]
+async fn a_quota_of_nothing_limits_nothing() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.posts_per_s, config.quota.posts_burst) = (0, 1);
+        (config.quota.polls_per_s, config.quota.polls_burst) = (0, 1);
+    })
+    .await;
+    let key = crate::bearer(&guarded.key("shop", &[fanfold::domain::Scope::Publish]).await);
+    let token = format!("Bearer {}", guarded.ring.token("ben"));
+    for _ in 0..20 {
+        let body = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+        let post = guarded.service.ask("POST", "/v1/posts").header("authorization", &key).json(body).send().await;
+        assert_eq!((post.status, post.header("ratelimit")), (202, ""), "{post:?}");
+        let poll = guarded.service.ask("GET", "/v1/viewers/ben/revision").header("authorization", &token).send().await;
+        assert_eq!(poll.status, 200, "{poll:?}");
+    }
 }
 
 #[test]

@@ -8,9 +8,12 @@ mod redis_server;
 mod support;
 
 mod bad_days;
+mod https;
+mod init;
 mod keys;
 mod matrix;
 mod quotas;
+mod redis_gone;
 mod ring;
 mod secrets;
 mod shared_quotas;

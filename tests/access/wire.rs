@@ -23,6 +23,7 @@ async fn an_answer_tells_browsers_to_run_and_keep_nothing() {
         assert_eq!(reply.header("content-security-policy"), "default-src 'none'; frame-ancestors 'none'", "{path}");
         assert_eq!(reply.header("referrer-policy"), "no-referrer", "{path}");
         assert_eq!(reply.header("access-control-allow-origin"), "", "{path}: nobody has asked for it");
+        assert_eq!(reply.header("strict-transport-security"), "", "{path}: not without TLS");
     }
 }
 
@@ -109,7 +110,9 @@ async fn it_speaks_tls_and_takes_a_new_certificate_without_a_restart() {
     let dir = tempfile::tempdir().expect("a folder");
     let old = certify(dir.path());
     let service = start(dir.path()).await;
-    assert!(get(&service, &old).await.expect("trusted").starts_with("HTTP/1.1 200"));
+    let answer = get(&service, &old).await.expect("trusted");
+    assert!(answer.starts_with("HTTP/1.1 200"));
+    assert!(answer.contains("strict-transport-security: max-age=31536000\r\n"), "come back this way: {answer}");
 
     // A broken one changes nothing.
     std::fs::write(dir.path().join("cert.pem"), "no certificate").expect("written");

@@ -1,4 +1,4 @@
-//! `fanfold doctor`: what is wrong with the backends, and what to do.
+//! `fanfold doctor`: what is wrong with the backends and with access control, and what to do.
 
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ Examples:
   fanfold doctor --config fanfold.toml
   fanfold doctor --output json";
 
-/// Check ScyllaDB, RabbitMQ, Redis and the workers, and say what to do
+/// Check ScyllaDB, RabbitMQ, Redis, the workers and access control, and say what to do
 #[derive(Debug, clap::Args)]
 #[command(before_help = EXAMPLES, after_help = "Exit code 1 if something does not work; warnings are for reading.")]
 pub struct Args {

@@ -135,7 +135,7 @@ impl Replay {
         let (tally, tokens) = self.check_inboxes(&sent.ids).await?;
         let polls = self.poll_unchanged(tokens, args.poll_rounds as usize).await?;
         Ok(Report::new(report::Measured {
-            url: args.connect.url.clone(),
+            url: args.connect.place.url.clone(),
             run: self.plan.run.clone(),
             people: self.plan.names.len(),
             posts: sent.ids.len(),

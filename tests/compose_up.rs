@@ -1,0 +1,217 @@
+//! What docker-compose.yml runs, run without Docker on the servers of dev/stack: the same commands in the same order, with
+//! the same environment but for names and ports.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use support::servers::{Ground, server};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+type Env = BTreeMap<String, String>;
+
+/// What is indented below the line that ends in `head`, which begins with a line break and its own indentation.
+fn block<'a>(text: &'a str, head: &str) -> &'a str {
+    let (_, rest) = text.split_once(&format!("{head}\n")).unwrap_or_else(|| panic!("no {head:?}"));
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let depth = indent(head.trim_start_matches('\n'));
+    let inside = |line: &&str| line.trim().is_empty() || indent(line) > depth;
+    &rest[..rest.split_inclusive('\n').take_while(inside).map(str::len).sum()]
+}
+
+fn variables(text: &str) -> Env {
+    let pairs = text.lines().map(str::trim).filter(|line| line.starts_with("FANFOLD_"));
+    let pairs = pairs.map(|line| line.split_once(": ").expect("a value"));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
+}
+
+/// The file, with what it names put in other places.
+struct Compose {
+    text: String,
+    dir: tempfile::TempDir,
+    own: Env,
+}
+
+impl Compose {
+    /// `None`, said on standard error, where there are no servers.
+    fn read() -> Option<(Self, Ground)> {
+        let cql = server("FANFOLD_TEST_CQL")?;
+        let amqp = server("FANFOLD_TEST_AMQP")?;
+        let redis = server("FANFOLD_TEST_REDIS")?;
+        let name = format!("fanfold_compose_{}", std::process::id());
+        let own = [
+            ("FANFOLD_SCYLLA__CONTACT_POINTS", cql.as_str()),
+            ("FANFOLD_SCYLLA__KEYSPACE", &name),
+            // What stands in for ScyllaDB has no tablets to be turned off.
+            ("FANFOLD_SCYLLA__TABLETS", "default"),
+            ("FANFOLD_RABBITMQ__URL", &amqp),
+            ("FANFOLD_RABBITMQ__PREFIX", &name),
+            ("FANFOLD_REDIS__URLS", &redis),
+            ("FANFOLD_REDIS__KEY_PREFIX", &name),
+        ];
+        let own: Env = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker-compose.yml")).expect("there");
+        let dir = tempfile::tempdir().expect("a folder");
+        Some((Self { text, dir, own }, Ground { name }))
+    }
+
+    /// Paths of the container become those of the test's folder.
+    fn here(&self, text: &str) -> String {
+        text.replace("/etc/fanfold", &self.dir.path().display().to_string())
+    }
+
+    /// The environment of a service, with any free port for each that it names.
+    fn environment(&self, service: &str) -> Env {
+        let mut env = variables(block(&self.text, "\nx-servers: &servers"));
+        let own = block(&self.text, &format!("\n  {service}:"));
+        if !own.contains("environment: *servers") {
+            env.extend(variables(block(&self.text, "\nx-environment: &environment")));
+            env.extend(variables(own));
+        }
+        let free =
+            |value: String| self.here(&value).replace("0.0.0.0:8470", "0.0.0.0:0").replace("0.0.0.0:8471", "0.0.0.0:0");
+        env.into_iter().map(|(name, value)| (name, free(value))).chain(self.own.clone()).collect()
+    }
+
+    /// The command of a service, ready to run.
+    fn command(&self, service: &str) -> Command {
+        let own = block(&self.text, &format!("\n  {service}:"));
+        let words = own.lines().find_map(|line| line.trim().strip_prefix("command: [")).expect("a command");
+        let words: Vec<String> = words.trim_end_matches(']').split(", ").map(|word| self.here(word)).collect();
+        self.process(service, &words)
+    }
+
+    /// What `docker compose exec` would run in the container of a service.
+    fn process(&self, service: &str, words: &[String]) -> Command {
+        let binary = match words[0].as_str() {
+            "fanfold" => env!("CARGO_BIN_EXE_fanfold"),
+            "fanfold-fanout" => env!("CARGO_BIN_EXE_fanfold-fanout"),
+            "fanfold-relay" => env!("CARGO_BIN_EXE_fanfold-relay"),
+            other => panic!("no process of ours: {other}"),
+        };
+        let mut command = Command::new(binary);
+        command.args(&words[1..]).current_dir(self.dir.path()).stdin(Stdio::null()).kill_on_drop(true);
+        let others = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FANFOLD_"));
+        others.for_each(|(name, _)| {
+            command.env_remove(name);
+        });
+        command.envs(self.environment(service));
+        command
+    }
+
+    async fn completes(&self, service: &str) -> String {
+        said(self.command(service)).await
+    }
+
+    /// `docker compose exec api`, with the API where it is.
+    async fn exec(&self, url: &str, key: Option<&str>, line: &str) -> String {
+        let words: Vec<String> = line.split_whitespace().map(|word| self.here(word)).collect();
+        let mut command = self.process("api", &words);
+        command.env("FANFOLD_URL", url);
+        key.map(|key| command.env("FANFOLD_KEY", key));
+        said(command).await
+    }
+}
+
+/// What a command that succeeds prints.
+async fn said(mut command: Command) -> String {
+    let output = command.output().await.expect("the binary runs");
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+}
+
+/// A process that goes on, and where it can be asked from inside its container.
+async fn start(mut command: Command) -> (Child, String) {
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    loop {
+        let line = lines.next_line().await.expect("readable").expect("it ended before it was ready");
+        if let Some((_, address)) = line.split_once("http://") {
+            let address = address.split('/').next().unwrap_or_default().replace("0.0.0.0", "127.0.0.1");
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return (child, format!("http://{address}"));
+        }
+    }
+}
+
+async fn get(url: &str, key: Option<&str>) -> (u16, String) {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let mut request = client.get(url);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    let answer = request.send().await.expect("answered");
+    let challenged = answer.headers().contains_key("www-authenticate");
+    assert_eq!(challenged, [401, 403].contains(&answer.status().as_u16()), "{answer:?}");
+    (answer.status().as_u16(), answer.text().await.expect("text"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_comes_up_with_access_control_on() {
+    let Some((compose, _keyspace)) = Compose::read() else { return };
+    compose.completes("migrate").await;
+    let first = compose.completes("init").await;
+    assert!(first.contains("the first key"), "{first}");
+    for file in ["fanfold.toml", "admin.key"] {
+        let mode = fs::metadata(compose.dir.path().join(file)).expect(file).permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    // Every later `up` runs them again.
+    compose.completes("migrate").await;
+    let again = compose.completes("init").await;
+    assert!(again.contains("nothing was changed"), "{again}");
+
+    let (_api, url) = start(compose.command("api")).await;
+    let (_fanout, fanout) = start(compose.command("fanout")).await;
+    let (_relay, relay) = start(compose.command("relay")).await;
+    for process in [&url, &fanout, &relay] {
+        let ready = async {
+            while get(&format!("{process}/readyz"), None).await.0 != 200 {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), ready).await.expect("ready");
+        compose.exec(process, None, "fanfold health").await;
+    }
+    let doctor = compose.exec(&url, None, "fanfold doctor").await;
+    assert!(!doctor.contains("WRONG") && doctor.contains("1 keys work, 1 of them with the scope admin"), "{doctor}");
+    assert!(doctor.contains("viewers' tokens are checked with: 1"), "{doctor}");
+
+    // As the file's own head says it.
+    let create = "fanfold keys create --key-file /etc/fanfold/admin.key --name";
+    let shop = compose.exec(&url, None, &format!("{create} shop --scope publish,read,tokens")).await;
+    compose.exec(&url, Some(&shop), "fanfold post --to ben --type t --wait").await;
+    let token = compose.exec(&url, Some(&shop), "fanfold token --viewer ben").await;
+    let inbox = compose.exec(&url, Some(&token), "fanfold inbox ben --output json").await;
+    assert!(inbox.contains("\"type\": \"t\""), "{inbox}");
+    assert_eq!(get(&format!("{url}/v1/viewers/ben/inbox"), None).await.0, 401);
+
+    let scraper = compose.exec(&url, None, &format!("{create} scraper --scope metrics")).await;
+    for worker in [&fanout, &relay] {
+        let metrics = format!("{worker}/metrics");
+        for (key, status, code) in [
+            (None, 401, "credentials_missing"),
+            (Some("nonsense"), 401, "viewer_token_invalid"),
+            (Some(token.as_str()), 401, "viewer_token_invalid"),
+            (Some(shop.as_str()), 403, "scope_missing"),
+            (Some(&scraper[..scraper.len() - 1]), 401, "credentials_malformed"),
+        ] {
+            let (got, body) = get(&metrics, key).await;
+            assert_eq!(got, status, "{body}");
+            assert!(body.contains(&format!("\"code\":\"{code}\"")), "{body}");
+        }
+        let (status, body) = get(&metrics, Some(&scraper)).await;
+        assert!(status == 200 && body.contains("fanfold_build_info"), "{status} {body}");
+        assert_eq!(get(&format!("{worker}/livez"), None).await.0, 200, "alive is no secret");
+    }
+    // On loopback, whoever can connect may look.
+    let mut near = compose.command("fanout");
+    near.env("FANFOLD_WORKER__LISTEN", "127.0.0.1:0");
+    let (_near, near) = start(near).await;
+    assert_eq!(get(&format!("{near}/metrics"), None).await.0, 200);
+}
