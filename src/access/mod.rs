@@ -70,9 +70,15 @@ impl Access {
     }
 
     /// For a process that looks at keys alone: a viewer's token opens nothing there, and no file of their keys is needed.
-    pub fn for_keys(config: &config::Access, quota: &config::Quota, store: &Store, clock: &Clock) -> Result<Self> {
+    pub fn for_keys(
+        config: &config::Access,
+        quota: &config::Quota,
+        store: &Store,
+        revisions: &Revisions,
+        clock: &Clock,
+    ) -> Result<Self> {
         let config = config::Access { jwks: config::Secret::default(), jwks_file: String::new(), ..config.clone() };
-        Ok(Self::open(&config, quota, store, clock)?.0)
+        Ok(Self::open(&config, quota, store, revisions, clock)?.0)
     }
 
     /// Whether anybody has to show anything.

@@ -130,7 +130,7 @@ fn guard(config: &Config, backends: &Backends, clock: &Clock) -> Result<Access> 
     if config.worker.listen.ip().to_canonical().is_loopback() {
         access.mode = AccessMode::Off;
     }
-    Access::for_keys(&access, &config.quota, &backends.store, clock)
+    Access::for_keys(&access, &config.quota, &backends.store, &backends.revisions, clock)
 }
 
 impl Tasks {
