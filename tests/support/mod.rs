@@ -7,11 +7,13 @@
 
 use std::path::PathBuf;
 
+use fanfold::adapters::rabbitmq::queue_names;
 use fanfold::clock::Clock;
-use fanfold::config::{self, Config, Mode, Overrides, Scylla};
+use fanfold::config::{self, Config, Mode, Overrides, Rabbitmq, Scylla};
 use fanfold::ports::Path;
 use fanfold::service::worker::{Role, Worker};
 use fanfold::service::{Running, console};
+use lapin::options::QueueDeleteOptions;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -31,12 +33,13 @@ pub struct Service {
 #[must_use]
 pub struct Ask(reqwest::RequestBuilder);
 
-/// A keyspace that goes with its service: a server of the tests has no room for as many as there are tests.
-struct Keyspace(Scylla);
+/// A keyspace and queues that go with their service: servers of the tests have no room for as many as there are tests.
+struct Keyspace(Scylla, Rabbitmq);
 
 impl Drop for Keyspace {
     fn drop(&mut self) {
         let Scylla { contact_points, keyspace, .. } = self.0.clone();
+        let Rabbitmq { url, prefix, fair_queues, .. } = self.1.clone();
         // A thread of its own, for the test's runtime may be the one that drops it.
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -44,10 +47,15 @@ impl Drop for Keyspace {
                 let builder = scylla::client::session_builder::SessionBuilder::new().known_nodes(contact_points);
                 let session = builder.build().await.expect("connected");
                 session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await.expect("dropped");
+                let broker = lapin::Connection::connect(url.expose(), lapin::ConnectionProperties::default()).await;
+                let channel = broker.expect("connected").create_channel().await.expect("a channel");
+                for name in queue_names(&prefix, fair_queues as usize) {
+                    channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.expect("deleted");
+                }
             });
         });
         if dropped.join().is_err() && !std::thread::panicking() {
-            panic!("the keyspace of a test could not be dropped");
+            panic!("the keyspace and queues of a test could not be dropped");
         }
     }
 }
@@ -113,7 +121,7 @@ impl Service {
         for role in [Role::Fanout, Role::Relay].into_iter().filter(|_| is_cluster()) {
             workers.push(Worker::start(role, &config, clock.clone()).await.expect("starts"));
         }
-        let keyspace = is_cluster().then(|| Keyspace(config.scylla.clone()));
+        let keyspace = is_cluster().then(|| Keyspace(config.scylla.clone(), config.rabbitmq.clone()));
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         Self { running, workers, keyspace, data, client }
     }
