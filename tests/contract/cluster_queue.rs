@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fanfold::adapters::rabbitmq::{RabbitOptions, RabbitQueue};
+use fanfold::adapters::rabbitmq::{RabbitOptions, RabbitQueue, queue_names};
 use fanfold::domain::{Chunk, Lane, ProducerId, Task};
 use fanfold::ports::{Delivery, Queue as _};
 use futures::FutureExt as _;
@@ -42,9 +42,33 @@ async fn start(options: &RabbitOptions) -> RabbitQueue {
 }
 
 /// Eight queues a lane, of which a producer has two.
-async fn open(places: usize) -> Option<RabbitQueue> {
+async fn open(places: usize) -> Option<(Left, RabbitQueue)> {
     let url = crate::server("FANFOLD_TEST_AMQP")?;
-    Some(start(&RabbitOptions { fair_queues: 8, tasks_max: places * 4, ..options(&url) }).await)
+    let options = RabbitOptions { fair_queues: 8, tasks_max: places * 4, ..options(&url) };
+    let left = Left(options.clone());
+    Some((left, start(&options).await))
+}
+
+/// Deletes a test's queues when dropped: a broker has no room for as many as there are runs.
+struct Left(RabbitOptions);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let RabbitOptions { url, prefix, fair_queues, .. } = self.0.clone();
+        // A thread of its own, for the test's runtime may be the one that drops it.
+        let deleted = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (_connection, channel) = channel(&url).await;
+                for name in queue_names(&prefix, fair_queues) {
+                    channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.expect("deleted");
+                }
+            });
+        });
+        if deleted.join().is_err() && !std::thread::panicking() {
+            panic!("the queues of a test could not be deleted");
+        }
+    }
 }
 
 crate::queue_suite!(queue_suite, super::open);
@@ -81,6 +105,7 @@ async fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, mut look: impl 
 async fn a_message_of_a_newer_form_is_parked_and_the_rest_goes_on() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = options(&url);
+    let _left = Left(options.clone());
     let queue = start(&options).await;
     let (_connection, channel) = channel(&url).await;
     for message in [&[99_u8, 1, 2, 3][..], b"", b"\x01broken"] {
@@ -104,6 +129,7 @@ async fn a_message_of_a_newer_form_is_parked_and_the_rest_goes_on() {
 async fn what_was_not_acknowledged_comes_again_and_the_rest_does_not() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = options(&url);
+    let _left = Left(options.clone());
     let queue = start(&options).await;
     queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     for _ in 0..4 {
@@ -126,7 +152,9 @@ async fn what_was_not_acknowledged_comes_again_and_the_rest_does_not() {
 #[tokio::test]
 async fn a_closed_queue_returns_what_it_has_not_handed_out() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
-    let queue = start(&options(&url)).await;
+    let options = options(&url);
+    let _left = Left(options.clone());
+    let queue = start(&options).await;
     queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     eventually(0, async || queue.depth(Lane::Small).await.expect("asked")).await;
@@ -139,7 +167,9 @@ async fn a_closed_queue_returns_what_it_has_not_handed_out() {
 #[tokio::test]
 async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
-    let queue = start(&options(&url)).await;
+    let options = options(&url);
+    let _left = Left(options.clone());
+    let queue = start(&options).await;
     queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     queue.set_prefetch(0);
@@ -161,6 +191,7 @@ async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
 async fn what_is_set_aside_can_be_taken_over_or_left() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = options(&url);
+    let _left = Left(options.clone());
     let queue = start(&options).await;
     let (_connection, channel) = channel(&url).await;
     let publish = async |bytes: &[u8]| {
@@ -186,6 +217,7 @@ async fn what_is_set_aside_can_be_taken_over_or_left() {
 async fn a_queue_with_other_arguments_is_named() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = options(&url);
+    let _left = Left(options.clone());
     let (_connection, channel) = channel(&url).await;
     let name = format!("{}.bulk", options.prefix);
     let durable = QueueDeclareOptions::durable();
@@ -230,7 +262,9 @@ impl Way {
 async fn a_broken_connection_comes_back_by_itself() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let way = Way::to(&url).await;
-    let queue = start(&options(&way.url)).await;
+    let options = options(&way.url);
+    let _left = Left(RabbitOptions { url: url.clone(), ..options.clone() });
+    let queue = start(&options).await;
     queue.publish(&local(), vec![task(0)]).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     assert_eq!(in_hand.task.chunk.no, 0);
@@ -264,6 +298,7 @@ async fn a_broken_connection_comes_back_by_itself() {
 async fn many_publishers_share_the_window() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = RabbitOptions { tasks_max: 10_000, fair_queues: 8, window: 8, prefetch: 100, ..options(&url) };
+    let _left = Left(options.clone());
     let queue = start(&options).await;
     let producers: Vec<ProducerId> =
         (0..20).map(|n| ProducerId::parse("producer", &format!("p{n}")).expect("valid")).collect();
@@ -292,6 +327,7 @@ async fn many_publishers_share_the_window() {
 async fn a_queue_that_is_deleted_under_its_consumer_is_consumed_again() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = RabbitOptions { tasks_max: 400, ..options(&url) };
+    let _left = Left(options.clone());
     let queue = start(&options).await;
     let take_four = async || {
         let mut seen = std::collections::HashSet::new();
@@ -318,6 +354,7 @@ async fn a_queue_that_is_deleted_under_its_consumer_is_consumed_again() {
 async fn the_queue_of_a_release_with_one_a_lane_is_the_first_of_several() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
     let options = RabbitOptions { fair_queues: 8, ..options(&url) };
+    let _left = Left(options.clone());
     let (_connection, channel) = channel(&url).await;
     let text = |value: &str| AMQPValue::LongString(value.into());
     let mut arguments = FieldTable::default();

@@ -69,8 +69,8 @@ fn open(dir: &TempDir, clock: &Clock) -> EmbeddedStore {
     EmbeddedStore::open(Folder::open(dir.path()).expect("the folder is free"), options).expect("the store opens")
 }
 
-pub async fn queue(tasks_max: usize) -> Option<EmbeddedQueue> {
-    Some(EmbeddedQueue::new(tasks_max))
+pub async fn queue(tasks_max: usize) -> Option<((), EmbeddedQueue)> {
+    Some(((), EmbeddedQueue::new(tasks_max)))
 }
 
 pub async fn revisions(records_max: usize) -> Option<(EmbeddedRevisions, ())> {

@@ -8,7 +8,7 @@ use fanfold::ports::{Delivery, Queue, Room};
 use crate::{START, post_at, viewer};
 
 /// Runs the whole suite against queues that `$open` gives when told how many tasks of one producer an empty lane is to take;
-/// leaves it out if that gives `None`.
+/// leaves it out if that gives `None`. What it gives with them is dropped after them.
 #[macro_export]
 macro_rules! queue_suite {
     ($module:ident, $open:expr) => {
@@ -28,7 +28,7 @@ macro_rules! queue_suite {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(queue) = $open($crate::queue::places(stringify!($name))).await {
+                if let Some((_left, queue)) = $open($crate::queue::places(stringify!($name))).await {
                     $crate::queue::$name(&queue).await;
                 }
             }

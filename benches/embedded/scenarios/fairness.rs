@@ -23,8 +23,9 @@ use crate::service::Service;
 const EVERY: Duration = Duration::from_millis(50);
 /// Longest wait for one of them, as the poll says it.
 const PATIENCE_S: u32 = 60;
-/// Connections that pour.
-const POURING: usize = 8;
+/// Connections that pour: more posts at a time than workers of a lane take from it, or nothing would pile up, for posts
+/// and chunks share their commits.
+const POURING: usize = 64;
 /// Viewers of a usual post of the flood: one chunk, as the small ones are.
 const AUDIENCE: usize = 500;
 /// So many usual posts for each of many chunks.
