@@ -146,6 +146,7 @@ pub struct Store {
     pub free_bytes_min: u64,
     pub commit_jobs_max: u32,
     pub commit_bytes_max: u64,
+    pub commit_bulk_bytes_max: u64,
     pub sweep_every_s: u64,
 }
 

@@ -95,6 +95,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("store.free_bytes_min", whole(0, TIB)),
     ("store.commit_jobs_max", whole(1, 65_536)),
     ("store.commit_bytes_max", whole(64 * KIB, GIB)),
+    ("store.commit_bulk_bytes_max", whole(KIB, GIB)),
     ("store.sweep_every_s", whole(1, 86_400)),
     ("scylla.contact_points", Rule::Texts),
     ("scylla.keyspace", Rule::Text),

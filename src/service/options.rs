@@ -28,6 +28,7 @@ pub fn store_options(config: &Config, clock: &Clock) -> StoreOptions {
         journal_bytes_max: store.journal_bytes_max,
         commit_jobs_max: store.commit_jobs_max as usize,
         commit_bytes_max: usize::try_from(store.commit_bytes_max).unwrap_or(usize::MAX),
+        commit_bulk_bytes_max: usize::try_from(store.commit_bulk_bytes_max).unwrap_or(usize::MAX),
         free_bytes_min: store.free_bytes_min,
         inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
         idempotency_ttl: Duration::from_secs(config.publish.idempotency_ttl_s),

@@ -61,6 +61,7 @@ fn open(dir: &TempDir, clock: &Clock) -> EmbeddedStore {
         journal_bytes_max: 64 << 20,
         commit_jobs_max: 64,
         commit_bytes_max: 1 << 20,
+        commit_bulk_bytes_max: 64 << 10,
         free_bytes_min: 0,
         inbox_ttl: Duration::from_secs(30 * 24 * 3600),
         idempotency_ttl: Duration::from_secs(24 * 3600),

@@ -53,6 +53,7 @@ impl Service {
             journal_bytes_max: 64 << 20,
             commit_jobs_max: 64,
             commit_bytes_max: 1 << 20,
+            commit_bulk_bytes_max: 64 << 10,
             free_bytes_min: 0,
             inbox_ttl: INBOX_TTL,
             idempotency_ttl: Duration::from_secs(86_400),

@@ -14,7 +14,6 @@ use fanfold::config::{self, Config, Mode, Overrides};
 use fanfold::ports::Path;
 use fanfold::service::worker::{Role, Worker};
 use fanfold::service::{Running, console};
-use lapin::options::QueueDeleteOptions;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tempfile::TempDir;

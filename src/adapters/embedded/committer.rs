@@ -3,8 +3,12 @@
 //! The store's journal is one mutex with the sync under it, so concurrent committers would only queue there; grouping
 //! turns their number into throughput. Running jobs one after the other on one thread also makes every
 //! read-modify-write atomic without locks: a job reads through the writes of its own group.
+//!
+//! Whoever shares a group waits for all of it. So that a post, a mark or the row of a small audience does not wait for
+//! every chunk that is fanned out at the moment, jobs are taken by size: all that are small, and of the others as many as
+//! fit a budget, but at least one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +34,15 @@ pub enum Durability {
     Buffered,
 }
 
+/// How much a job writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Little: it goes into the next group.
+    Small,
+    /// Rows of many viewers, so many bytes: it goes into a group that has room for it.
+    Bulk(usize),
+}
+
 /// Bounds of one group, and the least free space under which nothing new is taken.
 #[derive(Clone, Debug)]
 pub struct CommitLimits {
@@ -37,6 +50,8 @@ pub struct CommitLimits {
     pub jobs_max: usize,
     /// Bytes of keys and values in a group.
     pub bytes_max: usize,
+    /// Bytes of bulk jobs in a group, beyond the first of them.
+    pub bulk_bytes_max: usize,
     /// Free bytes under which synced jobs are refused.
     pub free_bytes_min: u64,
     /// Where to look for free space.
@@ -108,6 +123,7 @@ trait Job: Send {
     fn run(&mut self, group: &mut Group);
     fn refuse(&mut self, error: Error);
     fn durability(&self) -> Durability;
+    fn size(&self) -> Size;
     fn finish(self: Box<Self>, failure: Option<&Failure>);
 }
 
@@ -120,6 +136,7 @@ struct Failure {
 struct Work<F, T> {
     run: Option<F>,
     durability: Durability,
+    size: Size,
     result: Result<T>,
     reply: oneshot::Sender<Result<T>>,
 }
@@ -141,6 +158,10 @@ where
 
     fn durability(&self) -> Durability {
         self.durability
+    }
+
+    fn size(&self) -> Size {
+        self.size
     }
 
     fn finish(self: Box<Self>, failure: Option<&Failure>) {
@@ -181,7 +202,8 @@ impl Committer {
         let thread = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || {
-                Thread { database, limits, queue, failed: thread_failed, free_space: None, last_pending }.run();
+                let (failed, waiting) = (thread_failed, Waiting::default());
+                Thread { database, limits, queue, waiting, failed, free_space: None, last_pending }.run();
             })
             .map_err(|e| Error::internal("cannot start the committer thread").with_source(e))?;
         Ok((Self { jobs, failed }, thread))
@@ -192,11 +214,12 @@ impl Committer {
     pub async fn submit<T: Send + 'static>(
         &self,
         durability: Durability,
+        size: Size,
         run: impl FnOnce(&mut Group) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let result = Err(Error::internal("a job was answered before it ran"));
-        let job = Box::new(Work { run: Some(run), durability, result, reply });
+        let job = Box::new(Work { run: Some(run), durability, size, result, reply });
         let gone = || Error::unavailable("store_failed", "the store is closed");
         self.jobs.send(job).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -208,10 +231,54 @@ impl Committer {
     }
 }
 
+/// Jobs that have been received and belong to no group yet, each kind in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    small: VecDeque<Box<dyn Job>>,
+    bulk: VecDeque<(usize, Box<dyn Job>)>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.bulk.is_empty()
+    }
+
+    fn push(&mut self, job: Box<dyn Job>) {
+        match job.size() {
+            Size::Small => self.small.push_back(job),
+            Size::Bulk(bytes) => self.bulk.push_back((bytes, job)),
+        }
+    }
+
+    /// Takes over what has come, as long as no more than `max` wait here; the others wait in the queue, and at its limit
+    /// outside.
+    fn receive(&mut self, queue: &mut mpsc::Receiver<Box<dyn Job>>, max: usize) {
+        while self.small.len() + self.bulk.len() < max
+            && let Ok(job) = queue.try_recv()
+        {
+            self.push(job);
+        }
+    }
+
+    /// The next job of a group that has `taken` bytes of bulk jobs already. The first bulk job comes first, so that small
+    /// ones, however many, cannot keep all of them waiting.
+    fn next(&mut self, taken: &mut usize, bulk_bytes_max: usize) -> Option<Box<dyn Job>> {
+        let fits = |bytes: usize| *taken == 0 || *taken + bytes <= bulk_bytes_max;
+        let first = *taken == 0 || self.small.is_empty();
+        if first && self.bulk.front().is_some_and(|(bytes, _)| fits(*bytes)) {
+            let (bytes, job) = self.bulk.pop_front()?;
+            *taken += bytes.max(1);
+            return Some(job);
+        }
+        self.small.pop_front()
+    }
+}
+
 struct Thread {
     database: Database,
     limits: CommitLimits,
     queue: mpsc::Receiver<Box<dyn Job>>,
+    waiting: Waiting,
     failed: Arc<AtomicBool>,
     free_space: Option<(Instant, u64)>,
     last_pending: Time,
@@ -219,16 +286,16 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        while let Some(first) = self.queue.blocking_recv() {
+        while self.wait() {
             let mut group =
                 Group { writes: Vec::new(), tracked: HashMap::new(), bytes: 0, last_pending: self.last_pending };
             let mut jobs = Vec::new();
-            let mut next = Some(first);
-            while let Some(mut job) = next {
+            let mut bulk_bytes = 0;
+            while jobs.len() < self.limits.jobs_max && group.bytes < self.limits.bytes_max {
+                self.waiting.receive(&mut self.queue, self.limits.jobs_max);
+                let Some(mut job) = self.waiting.next(&mut bulk_bytes, self.limits.bulk_bytes_max) else { break };
                 self.run_job(job.as_mut(), &mut group);
                 jobs.push(job);
-                let full = jobs.len() >= self.limits.jobs_max || group.bytes >= self.limits.bytes_max;
-                next = if full { None } else { self.queue.try_recv().ok() };
             }
             self.last_pending = group.last_pending;
             let synced = jobs.iter().any(|job| job.durability() != Durability::Buffered);
@@ -241,6 +308,15 @@ impl Thread {
         if let Err(error) = self.database.persist(PersistMode::SyncAll) {
             tracing::error!(%error, "the last sync of the store failed");
         }
+    }
+
+    /// Waits for work; false when there will be none any more.
+    fn wait(&mut self) -> bool {
+        if self.waiting.is_empty() {
+            let Some(first) = self.queue.blocking_recv() else { return false };
+            self.waiting.push(first);
+        }
+        true
     }
 
     fn run_job(&mut self, job: &mut dyn Job, group: &mut Group) {

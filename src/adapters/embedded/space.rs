@@ -277,6 +277,7 @@ mod tests {
                 journal_bytes_max: 64 << 20,
                 commit_jobs_max: 64,
                 commit_bytes_max: 1 << 20,
+                commit_bulk_bytes_max: 64 << 10,
                 free_bytes_min: 0,
                 inbox_ttl: DAY * 30,
                 idempotency_ttl: DAY,

@@ -9,7 +9,7 @@ use fjall::{Database, Keyspace, Readable as _, Slice};
 
 use super::Folder;
 use super::codec::*;
-use super::committer::{CommitLimits, Committer, Durability, Group, store_error};
+use super::committer::{CommitLimits, Committer, Durability, Group, Size, store_error};
 use super::control::Agreed;
 use super::keys::{self, InboxPart};
 use super::tables::{StoreOptions, Tables, newest_pending, open_database, open_tables};
@@ -20,6 +20,9 @@ use crate::ports::{
     Changed, FenceEntry, Intent, KeyClaim, KeyHolder, MarkOrder, Marked, Path, Pending, PendingPage, RowsWritten,
     Settled, Store, Window,
 };
+
+/// Rows of up to so many bytes are as quick to write as a post or a mark: some fifty viewers.
+const SMALL_ROWS_BYTES: usize = 2 << 10;
 
 /// A handle to the store, for reads on behalf of one [`Path`].
 #[derive(Clone)]
@@ -68,6 +71,7 @@ impl EmbeddedStore {
         let limits = CommitLimits {
             jobs_max: options.commit_jobs_max,
             bytes_max: options.commit_bytes_max,
+            bulk_bytes_max: options.commit_bulk_bytes_max,
             free_bytes_min: options.free_bytes_min,
             folder: folder.path().to_owned(),
         };
@@ -126,8 +130,17 @@ impl EmbeddedStore {
         durability: Durability,
         job: impl FnOnce(&Tables, &mut Group) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.commit_sized(durability, Size::Small, job).await
+    }
+
+    async fn commit_sized<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        size: Size,
+        job: impl FnOnce(&Tables, &mut Group) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let tables = self.shared.tables.clone();
-        self.committer()?.submit(durability, move |group| job(&tables, group)).await
+        self.committer()?.submit(durability, size, move |group| job(&tables, group)).await
     }
 
     pub(super) fn get(&self, table: &Keyspace, key: &[u8]) -> Result<Option<Slice>> {
@@ -269,9 +282,11 @@ impl Store for EmbeddedStore {
         let value = Slice::from(encode_row(post.version, post.state == PostState::Retracted, post.expires_at));
         let keys: Vec<Slice> = viewers.iter().map(|v| keys::inbox(v, post.id, InboxPart::Row).into()).collect();
         let (id, version) = (post.id, post.version);
+        let bytes = keys.iter().map(|key| key.len() + value.len()).sum();
+        let size = if bytes <= SMALL_ROWS_BYTES { Size::Small } else { Size::Bulk(bytes) };
         // Posts change on the committer's thread only, so a version that is current here is current until the commit:
         // one read guards all rows of the chunk against going back.
-        self.commit(Durability::Synced, move |tables, group| {
+        self.commit_sized(Durability::Synced, size, move |tables, group| {
             let Some(known) = group.get(&tables.posts, id.as_bytes())? else {
                 return Err(Error::internal(format!("post {id} has vanished under its fan-out")));
             };

@@ -35,6 +35,8 @@ pub struct StoreOptions {
     pub commit_jobs_max: usize,
     /// Bytes in a commit.
     pub commit_bytes_max: usize,
+    /// Bytes of large chunks in a commit, beyond the first.
+    pub commit_bulk_bytes_max: usize,
     /// Free bytes under which nothing new is taken.
     pub free_bytes_min: u64,
     /// How long rows live.
