@@ -21,9 +21,6 @@ use crate::ports::{
     Settled, Store, Window,
 };
 
-/// Rows of up to so many bytes are as quick to write as a post or a mark: some fifty viewers.
-const SMALL_ROWS_BYTES: usize = 2 << 10;
-
 /// A handle to the store, for reads on behalf of one [`Path`].
 #[derive(Clone)]
 pub struct EmbeddedStore {
@@ -215,7 +212,8 @@ impl Store for EmbeddedStore {
     async fn create_post(&self, post: &Post, chunks: &[Chunk]) -> Result<()> {
         let (post, bytes, now) = (post.clone(), encode_post(post), self.shared.options.clock.now());
         let chunks: Vec<_> = chunks.iter().map(|c| (keys::chunk(post.id, c.no), encode_viewers(&c.viewers))).collect();
-        self.commit(Durability::Synced, move |tables, group| {
+        let size = Size::of(bytes.len() + chunks.iter().map(|(_, viewers)| viewers.len()).sum::<usize>());
+        self.commit_sized(Durability::Synced, size, move |tables, group| {
             if group.get(&tables.posts, post.id.as_bytes())?.is_some() {
                 return Ok(());
             }
@@ -283,10 +281,9 @@ impl Store for EmbeddedStore {
         let keys: Vec<Slice> = viewers.iter().map(|v| keys::inbox(v, post.id, InboxPart::Row).into()).collect();
         let (id, version) = (post.id, post.version);
         let bytes = keys.iter().map(|key| key.len() + value.len()).sum();
-        let size = if bytes <= SMALL_ROWS_BYTES { Size::Small } else { Size::Bulk(bytes) };
         // Posts change on the committer's thread only, so a version that is current here is current until the commit:
         // one read guards all rows of the chunk against going back.
-        self.commit_sized(Durability::Synced, size, move |tables, group| {
+        self.commit_sized(Durability::Synced, Size::of(bytes), move |tables, group| {
             let Some(known) = group.get(&tables.posts, id.as_bytes())? else {
                 return Err(Error::internal(format!("post {id} has vanished under its fan-out")));
             };
