@@ -8,8 +8,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use fanfold::clock::Clock;
+use fanfold::config::Config;
 use fanfold::service::Running;
-use fanfold::service::worker::{Role, Worker};
+use fanfold::service::worker::{self as service, Role, Worker};
 use fanfold::telemetry;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Handle;
@@ -41,6 +42,11 @@ fn join(name: &str) -> Result<Cluster> {
 async fn worker(cluster: &str) -> Result<()> {
     let config = config(cluster)?;
     telemetry::init_logging(&config.log)?;
+    // The runtime that this runs on only waits.
+    tokio::task::spawn_blocking(move || service::runtime(&config)?.block_on(work(config.clone()))).await?
+}
+
+async fn work(config: Config) -> Result<()> {
     let worker = Worker::start(Role::Fanout, &config, Clock::system()).await?;
     announce(&worker.addr.to_string())?;
     let (queue, runtime) = (worker.backends.queue.clone(), Handle::current());

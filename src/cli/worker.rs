@@ -70,5 +70,5 @@ fn run(role: Role, args: Args) -> Result<(), Fault> {
         ..Overrides::default()
     })?;
     crate::telemetry::init_logging(&config.log)?;
-    Ok(super::block_on(worker::run(role, config))??)
+    Ok(worker::runtime(&config)?.block_on(worker::run(role, config))?)
 }

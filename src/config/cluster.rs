@@ -144,4 +144,5 @@ pub struct Redis {
 #[allow(missing_docs)]
 pub struct Worker {
     pub listen: SocketAddr,
+    pub threads: u32,
 }

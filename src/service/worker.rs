@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -36,6 +37,13 @@ impl Role {
             Self::Relay => "fanfold-relay",
         }
     }
+}
+
+/// What a worker process works on.
+pub fn runtime(config: &Config) -> Result<Runtime> {
+    let threads = config.worker.threads as usize;
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    runtime.map_err(|e| Error::internal("cannot start the runtime").with_source(e))
 }
 
 /// Runs a worker until SIGTERM or SIGINT, then shuts it down in order.
