@@ -6,6 +6,7 @@ mod process;
 mod producer;
 mod viewer;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use process::Service;
@@ -26,6 +27,12 @@ fn viewer_names() -> Vec<String> {
     (0..VIEWERS).map(|n| format!("viewer-{n}")).collect()
 }
 
+/// The one client of all. A process lives too short to make one each: that reads the system's authorities.
+fn client() -> reqwest::Client {
+    static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
+    CLIENT.clone()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_moments_it_loses_nothing_and_repeats_nothing() {
     let seed: u64 = std::env::var("FANFOLD_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
@@ -35,6 +42,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_nothing() {
     let mut producers: Vec<Producer> = (0..PRODUCERS).map(|n| Producer::new(n, rng.random())).collect();
     let mut viewers: Vec<Viewer> = viewer_names().into_iter().map(|name| Viewer::new(name, rng.random())).collect();
 
+    client();
     for _ in 0..KILLS {
         let service = Service::start(dir.path(), &SETTINGS).await;
         let url = service.url();

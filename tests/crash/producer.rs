@@ -52,13 +52,13 @@ impl Producer {
 
     /// Publishes, edits and retracts until the service goes away.
     pub async fn work(&mut self, url: &str) {
-        let client = reqwest::Client::new();
+        let client = crate::client();
         while self.step(&client, url).await.is_ok() {}
     }
 
     /// Settles what is in doubt and waits until every fan-out is done.
     pub async fn finish(&mut self, url: &str) {
-        let client = reqwest::Client::new();
+        let client = crate::client();
         if self.unanswered.is_some() {
             self.publish(&client, url).await.expect("the service runs");
         }

@@ -34,7 +34,7 @@ impl Viewer {
 
     /// Polls, brings the copy up to date and sets marks until the service goes away.
     pub async fn work(&mut self, url: &str) {
-        let client = Client::new();
+        let client = crate::client();
         while self.step(&client, url).await.is_ok() {}
     }
 
@@ -138,7 +138,7 @@ impl Viewer {
 
     /// After the storm: the inbox holds exactly what was accepted, with its marks, and the copy is as good as new.
     pub async fn check(&mut self, url: &str, expected: Vec<Expected>) {
-        let client = Client::new();
+        let client = crate::client();
         let base = format!("{url}/v1/viewers/{}", self.name);
         self.sync(&client, url).await.expect("the service runs");
         let (_, listed, counts) = walk(&client, &base, false).await.expect("the service runs");
