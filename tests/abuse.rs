@@ -58,6 +58,7 @@ async fn good_client(url: String, stop: Arc<AtomicBool>) -> (u32, Duration) {
         assert_eq!(answer.status(), 200);
         longest = longest.max(begun.elapsed());
         count += 1;
+        // Its pace: often, but not so that it is itself the load.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     (count, longest)

@@ -2,6 +2,8 @@
 //! the same environment but for names and ports.
 
 mod support;
+#[path = "support/wait.rs"]
+mod wait;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +14,7 @@ use std::process::Stdio;
 use support::servers::{Ground, server};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use wait::eventually;
 
 type Env = BTreeMap<String, String>;
 
@@ -170,12 +173,8 @@ async fn a_cluster_comes_up_with_access_control_on() {
     let (_fanout, fanout) = start(compose.command("fanout")).await;
     let (_relay, relay) = start(compose.command("relay")).await;
     for process in [&url, &fanout, &relay] {
-        let ready = async {
-            while get(&format!("{process}/readyz"), None).await.0 != 200 {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(60), ready).await.expect("ready");
+        let ready = format!("{process}/readyz");
+        eventually(&format!("{ready} says so"), async || get(&ready, None).await.0 == 200).await;
         compose.exec(process, None, "fanfold health").await;
     }
     let doctor = compose.exec(&url, None, "fanfold doctor").await;

@@ -1,6 +1,8 @@
 //! The HTTP interface from end to end: what `API.md` promises when all goes well.
 
 mod support;
+#[path = "support/wait.rs"]
+mod wait;
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,7 @@ use fanfold::clock::Clock;
 use fanfold::domain::Time;
 use serde_json::{Value, json};
 use support::Service;
+use wait::eventually;
 
 fn dawn() -> Value {
     json!({
@@ -218,9 +221,7 @@ async fn a_long_poll_ends_with_the_change() {
     let revisions = service.running.backends.revisions.clone();
     let waiting = async { service.get(&format!("{path}&wait=60")).await };
     let publishing = async {
-        while revisions.waiters() == 0 {
-            tokio::task::yield_now().await;
-        }
+        eventually("a poll waits", async || revisions.waiters() > 0).await;
         service.publish("Dusk", &["ben"]).await;
     };
     let (reply, ()) = tokio::join!(waiting, publishing);
@@ -245,9 +246,7 @@ async fn more_waiters_than_may_are_answered_at_once() {
     let revisions = service.running.backends.revisions.clone();
     let first = service.get(&path);
     let second = async {
-        while revisions.waiters() == 0 {
-            tokio::task::yield_now().await;
-        }
+        eventually("a poll waits", async || revisions.waiters() > 0).await;
         let reply = service.get(&path).await;
         service.publish("Dawn", &["ben"]).await;
         reply.status
@@ -263,9 +262,7 @@ async fn shutdown_answers_whoever_waits() {
     let url = format!("http://{}/v1/viewers/ben/revision?since={token}&wait=60", service.running.addr);
     let waiting = tokio::spawn(async move { reqwest::get(url).await.expect("an answer").status().as_u16() });
     let revisions = service.running.backends.revisions.clone();
-    while revisions.waiters() == 0 {
-        tokio::task::yield_now().await;
-    }
+    eventually("a poll waits", async || revisions.waiters() > 0).await;
     let asked = Instant::now();
     service.stop().await;
     assert_eq!(waiting.await.expect("no panic"), 304);

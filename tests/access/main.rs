@@ -6,6 +6,8 @@ mod process;
 mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/wait.rs"]
+mod wait;
 
 mod bad_days;
 mod https;

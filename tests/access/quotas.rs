@@ -6,6 +6,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use crate::support::Reply;
+use crate::wait::eventually;
 use crate::{Guarded, bearer};
 
 fn post(viewers: usize) -> Value {
@@ -68,14 +69,14 @@ async fn a_refused_post_leaves_its_idempotency_key_free() {
     };
     is_refused(&ask(1).await, "quota.rows_per_s");
     // Once it is paid off, another request may have the key: the refused one has not claimed it.
-    loop {
+    eventually("the first post is paid off", async || {
         let reply = ask(2).await;
-        if reply.status == 202 {
-            break;
+        if reply.status != 202 {
+            is_refused(&reply, "quota.rows_per_s");
         }
-        is_refused(&reply, "quota.rows_per_s");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        reply.status == 202
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -150,15 +151,7 @@ async fn one_address_cannot_take_all_connections() {
     let closed = tokio::time::timeout(std::time::Duration::from_secs(10), beyond.read_to_end(&mut rest)).await;
     assert!(closed.is_ok() && rest.is_empty(), "closed at once");
     drop(idle);
-    let freed = async {
-        loop {
-            if guarded.service.running.addr == address && reqwest_get(address).await {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(10), freed).await.expect("places are given back");
+    eventually("places are given back", async || reqwest_get(address).await).await;
 }
 
 async fn reqwest_get(address: std::net::SocketAddr) -> bool {

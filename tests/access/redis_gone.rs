@@ -1,7 +1,5 @@
 //! A cluster without its Redis: keys and tokens go on deciding who may do what, and polls say when to come again.
 
-use std::time::Duration;
-
 use fanfold::access::{KeyBook, NewKey};
 use fanfold::clock::Clock;
 use fanfold::domain::Scope;
@@ -11,6 +9,7 @@ use crate::redis_server::RedisServer;
 use crate::ring::Ring;
 use crate::support::servers::server;
 use crate::support::{Reply, Service};
+use crate::wait::eventually_some;
 use crate::{bearer, guard};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,16 +36,11 @@ async fn without_redis_keys_and_tokens_work_and_polls_say_when_to_come_again() {
 
     assert_eq!(get("/v1/viewers/ben/revision").await.status, 200);
     redis.kill();
-    let gone = async {
-        loop {
-            let poll = get("/v1/viewers/ben/revision").await;
-            if poll.status != 200 {
-                return poll;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let poll = tokio::time::timeout(Duration::from_secs(30), gone).await.expect("it is noticed");
+    let poll = eventually_some("a poll notices that Redis is gone", async || {
+        let poll = get("/v1/viewers/ben/revision").await;
+        (poll.status != 200).then_some(poll)
+    })
+    .await;
     assert_eq!(code(&poll), (503, "revisions_unavailable".to_owned()), "{poll:?}");
     assert!(poll.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{poll:?}");
 

@@ -1,7 +1,7 @@
 //! Quotas across API nodes: two processes of one cluster, with a Redis of their own that is killed and comes back. Left out
 //! unless FANFOLD_TEST_CQL, _AMQP and _REDIS name servers.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fanfold::access::{KeyBook, KeyText, NewKey};
 use fanfold::config::{AccessMode, Config};
@@ -15,10 +15,9 @@ use crate::process::Service;
 use crate::redis_server::RedisServer;
 use crate::support::join_cluster;
 use crate::support::servers::{Ground, server};
+use crate::wait::{PATIENCE, until};
 use crate::{bearer, defaults};
 
-/// How long what must come may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 const BURST: f64 = 10.0;
 
 /// Two API nodes whose keys publish one post a second, ten at once; viewers poll likewise.
@@ -149,19 +148,17 @@ impl Nodes {
 
     /// Waits until a gauge of both nodes has a value, asking something of them before each look.
     async fn until(&self, name: &str, value: f64, key: Option<&str>) {
-        let deadline = Instant::now() + PATIENCE;
         for node in [0, 1] {
-            loop {
+            let mut found = None;
+            let came = until(&format!("{name} of node {node} is {value}"), PATIENCE, async || {
                 if let Some(key) = key {
                     self.publish(node, key).await;
                 }
-                let found = self.gauge(node, name).await;
-                if found == Some(value) {
-                    break;
-                }
-                assert!(Instant::now() < deadline, "{name} of node {node} is {found:?}, not {value}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+                found = self.gauge(node, name).await;
+                found == Some(value)
+            })
+            .await;
+            assert!(came.is_ok(), "{came:?}, it is {found:?}");
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Viewers' tokens: signed in each way, in time, handed out here, and checked with keys that change.
 
 use std::path::Path;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,6 +13,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
 use crate::ring::{Ring, SigningKey, claims_with, now};
+use crate::wait::eventually;
 use crate::{AUDIENCE, Guarded, bearer, defaults, guard};
 
 fn tokens(ring: &Ring, clock: &Clock) -> Tokens {
@@ -208,36 +208,26 @@ async fn a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing() {
         let ask = guarded.service.ask("GET", "/v1/viewers/ben/revision").header("authorization", &token);
         async { ask.send().await.status }
     };
-    let until = async |key: &SigningKey, expected: u16| {
-        let arrived = async {
-            while status(key).await != expected {
-                tokio::time::sleep(Duration::from_millis(10)).await
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), arrived).await.expect("the file is read again");
-    };
-    let reloads = async |result: &str| {
-        let key = bearer(&guarded.key("scraper", &[Scope::Metrics]).await);
-        let metrics = guarded.service.ask("GET", "/metrics").header("authorization", &key).send().await.text;
-        let line = format!("fanfold_jwks_reloads_total{{result=\"{result}\"}} ");
-        metrics.lines().find_map(|text| text.strip_prefix(&line)?.parse::<u64>().ok()).unwrap_or(0)
+    let scraper = bearer(&guarded.key("scraper", &[Scope::Metrics]).await);
+    let failed = async || {
+        let metrics = guarded.service.ask("GET", "/metrics").header("authorization", &scraper).send().await.text;
+        let line = "fanfold_jwks_reloads_total{result=\"error\"} ";
+        metrics.lines().find_map(|text| text.strip_prefix(line)?.parse::<u64>().ok()).unwrap_or(0)
     };
     assert_eq!((status(&old).await, status(&new).await), (200, 401));
     replace(&path, &set(&[&old, &new]));
-    until(&new, 200).await;
+    eventually("the new key is taken", async || status(&new).await == 200).await;
     assert_eq!(status(&old).await, 200, "both, while one is being replaced");
 
     let clash = json!({"keys": [new.jwk(), new.jwk()]}).to_string();
     for broken in ["", "{", r#"{"keys":[]}"#, &clash] {
-        let before = reloads("error").await;
+        let before = failed().await;
         replace(&path, broken);
-        while reloads("error").await == before {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("the broken file is met", async || failed().await > before).await;
         assert_eq!((status(&old).await, status(&new).await), (200, 200), "{broken:?} changes nothing");
     }
     replace(&path, &set(&[&new]));
     // Its signature had been found right, and that counts no more: the key it was checked with is gone.
-    until(&old, 401).await;
+    eventually("the old key is gone", async || status(&old).await == 401).await;
     assert_eq!(status(&new).await, 200);
 }

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::Guarded;
 use crate::support::{Reply, Service};
+use crate::wait::eventually;
 
 #[tokio::test]
 async fn an_answer_tells_browsers_to_run_and_keep_nothing() {
@@ -77,6 +78,10 @@ fn certify(dir: &Path) -> Pair {
 
 /// `GET /livez` over TLS, trusting one certificate.
 async fn get(service: &Service, trusted: &Pair) -> std::io::Result<String> {
+    get_path(service, trusted, "/livez").await
+}
+
+async fn get_path(service: &Service, trusted: &Pair, path: &str) -> std::io::Result<String> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.certificate.clone()).expect("a certificate");
     let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
@@ -88,7 +93,8 @@ async fn get(service: &Service, trusted: &Pair) -> std::io::Result<String> {
     let stream = TcpStream::connect(service.running.addr).await?;
     let name = ServerName::try_from("localhost").expect("a name");
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
@@ -115,17 +121,18 @@ async fn it_speaks_tls_and_takes_a_new_certificate_without_a_restart() {
     assert!(answer.contains("strict-transport-security: max-age=31536000\r\n"), "come back this way: {answer}");
 
     // A broken one changes nothing.
+    let broken = async || {
+        let metrics = get_path(&service, &old, "/metrics").await.expect("trusted");
+        let line = "fanfold_tls_reloads_total{result=\"error\"} ";
+        metrics.lines().find_map(|text| text.strip_prefix(line)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let before = broken().await;
     std::fs::write(dir.path().join("cert.pem"), "no certificate").expect("written");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("the broken certificate is met", async || broken().await > before).await;
     assert!(get(&service, &old).await.expect("still trusted").starts_with("HTTP/1.1 200"));
 
     let new = certify(dir.path());
-    let taken = async {
-        while get(&service, &new).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), taken).await.expect("the new one is taken");
+    eventually("the new certificate is taken", async || get(&service, &new).await.is_ok()).await;
     get(&service, &old).await.expect_err("the old one has gone");
 }
 

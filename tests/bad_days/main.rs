@@ -7,6 +7,8 @@
 mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/wait.rs"]
+mod wait;
 
 mod cluster;
 mod queue;

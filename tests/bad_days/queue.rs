@@ -5,8 +5,9 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use serde_json::{Value, json};
 
-use crate::cluster::{CLI, Cluster, FANOUT, PATIENCE, PROCESSES, RABBITMQ_URL, SERVE, found};
+use crate::cluster::{CLI, Cluster, FANOUT, PROCESSES, RABBITMQ_URL, SERVE, found};
 use crate::support::servers::server;
+use crate::wait::eventually;
 
 const BOTH: &[&str] = &["FANFOLD_TEST_CQL", "FANFOLD_TEST_AMQP"];
 const PASSWORD: &str = "not-the-password-at-all";
@@ -120,12 +121,7 @@ async fn depth(queue: &str) -> u32 {
 
 async fn set_aside(cluster: &Cluster) {
     let queue = format!("{}.parked", cluster.name);
-    let waiting = async {
-        while depth(&queue).await != 1 {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("set aside");
+    eventually("a message is set aside", async || depth(&queue).await == 1).await;
 }
 
 #[tokio::test]

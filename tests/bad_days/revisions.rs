@@ -1,15 +1,15 @@
 //! Redis: it refuses us, drops writes, is a replica, or gets its first one.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use fanfold::clock::Clock;
 use fanfold::ports::Store as _;
 
-use crate::cluster::{Cluster, PATIENCE, REDIS_URLS, SERVE, found};
+use crate::cluster::{Cluster, REDIS_URLS, SERVE, found};
 use crate::redis_server::RedisServer;
 use crate::support::Service;
 use crate::support::servers::server;
+use crate::wait::eventually;
 
 const PASSWORD: &str = "hush-hush-hush";
 
@@ -79,23 +79,12 @@ async fn a_server_that_drops_writes_or_will_is_told() {
     found(&forbidden.findings("revisions").await, &["WRONG", "refuses writes", "eval", "ACL SETUSER"]);
 }
 
-/// Makes `replica` follow `master`, and waits until it does.
-async fn follow(replica: &RedisServer, master: &RedisServer) {
-    replica.run::<String>(&format!("REPLICAOF 127.0.0.1 {}", master.port())).await;
-    let linked = async {
-        while !replica.run::<String>("INFO replication").await.contains("master_link_status:up") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, linked).await.expect("linked");
-}
-
 #[tokio::test]
 async fn a_replica_alone_is_no_use_and_beside_its_master_none_is_needed() {
     let Some((mut cluster, replica)) = own(&["FANFOLD_TEST_CQL"]).await else { return };
     cluster.migrate().await;
     let master = RedisServer::start().await;
-    follow(&replica, &master).await;
+    replica.follow(&master).await;
     let (follower, address) = (format!("127.0.0.1:{}", replica.port()), format!("127.0.0.1:{}", master.port()));
     let add = format!("add {address} to redis.urls");
     found(&cluster.findings("revisions").await, &["WRONG", "redis.urls names replicas only", &add]);
@@ -137,21 +126,18 @@ async fn the_first_replica_costs_every_client_one_resync() {
     let store = &service.running.backends.store;
     let before = store.fences(100).await.expect("read");
 
-    follow(&replica, &master).await;
+    replica.follow(&master).await;
     for node in nodes {
-        let noticed = async {
-            loop {
-                let reply = node.get(&poll(&held)).await;
-                match reply.status {
-                    200 => return,
-                    304 => {}
-                    503 => assert!(!reply.header("retry-after").is_empty(), "{reply:?}"),
-                    _ => panic!("{reply:?}"),
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        eventually("no token of before goes on matching", async || {
+            let reply = node.get(&poll(&held)).await;
+            match reply.status {
+                200 | 304 => {}
+                503 => assert!(!reply.header("retry-after").is_empty(), "{reply:?}"),
+                _ => panic!("{reply:?}"),
             }
-        };
-        tokio::time::timeout(PATIENCE, noticed).await.expect("no token of before goes on matching");
+            reply.status == 200
+        })
+        .await;
     }
     // Those who lost their copies together are asked to come back one after the other.
     let mut asked = BTreeSet::new();

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::queue::AT_HAND;
+use crate::wait::{eventually, until};
 use crate::{START, post_at, viewer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,16 +90,15 @@ async fn channel(url: &str) -> (Connection, Channel) {
     (connection, channel)
 }
 
-async fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, mut look: impl AsyncFnMut() -> T) {
+/// Waits until there are so many messages where `count` looks.
+async fn messages(expected: u64, count: impl AsyncFn() -> u64) {
     let mut seen = None;
-    for _ in 0..200 {
-        seen = Some(look().await);
-        if seen.as_ref() == Some(&expected) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("expected {expected:?}, last seen {seen:?}");
+    let came = until("all messages are there, and no more", PATIENCE, async || {
+        seen = Some(count().await);
+        seen == Some(expected)
+    })
+    .await;
+    assert!(came.is_ok(), "{came:?}, expected {expected}, last seen {seen:?}");
 }
 
 #[tokio::test]
@@ -116,12 +116,12 @@ async fn a_message_of_a_newer_form_is_parked_and_the_rest_goes_on() {
             .await
             .expect("published");
     }
-    eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    messages(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
     queue.publish(&local(), vec![task(1)]).await.expect("published");
     let delivery = queue.next(Lane::Small).await.expect("asked").expect("open");
     assert_eq!(delivery.task.chunk.no, 1);
     queue.ack(delivery).await.expect("acknowledged");
-    eventually(3, async || queue.parked().await.expect("asked")).await;
+    messages(3, async || queue.parked().await.expect("asked")).await;
     assert_eq!(queue.depth(Lane::Small).await.expect("asked"), 0, "not looped");
 }
 
@@ -157,10 +157,10 @@ async fn a_closed_queue_returns_what_it_has_not_handed_out() {
     let queue = start(&options).await;
     queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
-    eventually(0, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    messages(0, async || queue.depth(Lane::Small).await.expect("asked")).await;
     queue.close().await;
     assert!(queue.next(Lane::Small).await.expect("asked").is_none());
-    eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    messages(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
     queue.ack(in_hand).await.expect("what is in hand can still be finished");
 }
 
@@ -173,7 +173,7 @@ async fn a_paused_lane_gives_back_what_is_not_in_hand_and_takes_it_up_again() {
     queue.publish(&local(), (0..4).map(task).collect()).await.expect("published");
     let in_hand = queue.next(Lane::Small).await.expect("asked").expect("open");
     queue.set_prefetch(0);
-    eventually(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    messages(3, async || queue.depth(Lane::Small).await.expect("asked")).await;
     // Whichever it was: what is returned or redelivered may change places.
     let expected = (0..4).filter(|no| *no != in_hand.task.chunk.no).collect();
     queue.ack(in_hand).await.expect("what is in hand can still be finished");
@@ -204,13 +204,13 @@ async fn what_is_set_aside_can_be_taken_over_or_left() {
     };
     publish(&[99, 1, 2, 3]).await;
     publish(&TASK_7).await;
-    eventually(2, async || queue.parked().await.expect("asked")).await;
+    messages(2, async || queue.parked().await.expect("asked")).await;
     let set_aside = queue.set_aside(10).await.expect("in hand");
     let readable: Vec<bool> = set_aside.messages.iter().map(|message| message.task.is_some()).collect();
     assert_eq!(readable, [false, true]);
     assert!(set_aside.messages[0].reason.contains("form 99"), "{}", set_aside.messages[0].reason);
     set_aside.remove(&readable).await.expect("sorted");
-    eventually(1, async || queue.parked().await.expect("asked")).await;
+    messages(1, async || queue.parked().await.expect("asked")).await;
 }
 
 #[tokio::test]
@@ -272,15 +272,16 @@ async fn a_broken_connection_comes_back_by_itself() {
     let mut waiting = std::pin::pin!(queue.next(Lane::Small));
     assert!(waiting.as_mut().now_or_never().is_none(), "there is no other task");
     way.open.send_replace(false);
-    eventually(true, async || queue.publish(&local(), vec![task(1)]).await.is_err()).await;
+    eventually("the cut is noticed by who publishes", async || queue.publish(&local(), vec![task(1)]).await.is_err())
+        .await;
     // Until the consumer has seen it, an acknowledgement is taken, and goes nowhere: what it would go by is cut.
     let lost = || Delivery { task: in_hand.task.clone(), tag: in_hand.tag };
-    eventually(true, async || queue.ack(lost()).await.is_err()).await;
+    eventually("the cut is noticed by who acknowledges", async || queue.ack(lost()).await.is_err()).await;
 
     way.open.send_replace(true);
     let again = tokio::time::timeout(PATIENCE, waiting).await.expect("resumed");
     let mut delivery = again.expect("asked").expect("open");
-    eventually(true, async || queue.publish(&local(), vec![task(2)]).await.is_ok()).await;
+    eventually("a task can be published again", async || queue.publish(&local(), vec![task(2)]).await.is_ok()).await;
     let mut seen = std::collections::HashSet::new();
     loop {
         // Task 1 may have been taken although its publisher heard nothing.
@@ -346,7 +347,8 @@ async fn a_queue_that_is_deleted_under_its_consumer_is_consumed_again() {
     channel.queue_delete(second.into(), QueueDeleteOptions::default()).await.expect("deleted");
     // Two in each queue. What is offered before the queue is there again may be taken in part, and comes as well.
     let four = || (0..4).map(task).collect();
-    eventually(true, async || queue.publish(&local(), four()).await.is_ok_and(|taken| taken == 4)).await;
+    eventually("all four are taken", async || queue.publish(&local(), four()).await.is_ok_and(|taken| taken == 4))
+        .await;
     take_four().await;
 }
 

@@ -17,6 +17,7 @@ use redis::aio::MultiplexedConnection;
 use crate::embedded::OpenStore;
 use crate::redis_server::RedisServer;
 use crate::viewer;
+use crate::wait::{eventually, eventually_some};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -58,16 +59,10 @@ pub async fn own_server() -> Option<RedisServer> {
 
 /// Waits until the revisions answer under a fence that is not `before`.
 async fn new_fence(revisions: &RedisRevisions, before: Fence) -> Fence {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        if let Ok(fence) = revisions.fence().await
-            && fence != before
-        {
-            return fence;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("still under {before:?}");
+    eventually_some(&format!("another fence than {before:?}"), async || {
+        revisions.fence().await.ok().filter(|fence| *fence != before)
+    })
+    .await
 }
 
 fn post(random: &mut StdRng) -> PostId {
@@ -193,9 +188,7 @@ async fn a_restart_is_a_new_fence_and_wakes_who_waits() {
         let (revisions, ben) = (revisions.clone(), ben.clone());
         async move { revisions.changed(&ben, before, Instant::now() + Duration::from_secs(60)).await }
     });
-    while revisions.waiters() == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("somebody waits", async || revisions.waiters() > 0).await;
     server.kill();
     let woken = tokio::time::timeout(PATIENCE, waiting).await.expect("woken").expect("no panic");
     let error = woken.expect_err("there is no redis");
@@ -214,10 +207,7 @@ async fn a_restart_is_a_new_fence_and_wakes_who_waits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deposed_master_is_left_for_the_promoted_one() {
     let (Some(old), Some(new)) = (own_server().await, own_server().await) else { return };
-    let _: String = new.run(&format!("REPLICAOF 127.0.0.1 {}", old.port())).await;
-    while !new.run::<String>("INFO replication").await.contains("master_link_status:up") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    new.follow(&old).await;
     let registry = OpenStore::new().await;
     let revisions = start(options(&[new.url(), old.url()]), &registry).await;
     let ben = viewer("ben");
@@ -263,11 +253,7 @@ async fn a_server_that_hangs_answers_nothing_and_keeps_its_fence() {
     let asked = Instant::now();
     assert_eq!(revisions.current(&ben).await.expect_err("it hangs").code(), "revisions_unavailable");
     assert!(asked.elapsed() < Duration::from_secs(2));
-    let deadline = Instant::now() + PATIENCE;
-    while revisions.fence().await.is_ok() {
-        assert!(Instant::now() < deadline, "left after a while");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("it is left", async || revisions.fence().await.is_err()).await;
     server.signal("CONT");
     revisions.ready(PATIENCE).await.expect("back");
     assert_eq!(revisions.current(&ben).await.expect("read"), Some(before), "the same life, so the same fence");
@@ -281,6 +267,7 @@ async fn an_unconfirmed_fence_answers_nothing() {
     let revisions = start(RedisOptions { confirm_max: Duration::from_millis(300), ..options }, &registry).await;
     let ben = viewer("ben");
     revisions.open(&ben).await.expect("opened");
+    // Longer than a fence counts without being confirmed: the clock alone ends it, and no later than this.
     tokio::time::sleep(Duration::from_millis(400)).await;
     for error in [
         revisions.current(&ben).await.map(|_| ()).expect_err("unconfirmed"),
@@ -292,7 +279,8 @@ async fn an_unconfirmed_fence_answers_nothing() {
     assert!(registry.store.newest_fence().await.expect("read").is_some());
 }
 
-/// Rounds of several waiters, some of them with next to no patience, and one bump: it must wake all that are patient.
+/// Rounds of several waiters, some of them with next to no patience, and one bump, each at a moment of its own: it must
+/// wake all that are patient.
 async fn rounds(revisions: RedisRevisions, seed: u64) {
     let (mut random, viewer) = (StdRng::seed_from_u64(seed), viewer("v"));
     for _ in 0..60 {
@@ -324,11 +312,10 @@ async fn no_wake_up_is_missed_while_waiters_come_and_go() {
     for done in futures::future::join_all(viewers).await {
         done.expect("no wake-up missed");
     }
-    let deadline = Instant::now() + PATIENCE;
-    while !server.run::<Vec<String>>("PUBSUB CHANNELS").await.is_empty() {
-        assert!(Instant::now() < deadline, "channels are left subscribed that nobody waits for");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("no channel is left subscribed that nobody waits for", async || {
+        server.run::<Vec<String>>("PUBSUB CHANNELS").await.is_empty()
+    })
+    .await;
     assert_eq!(revisions.waiters(), 0);
 }
 

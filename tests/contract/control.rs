@@ -5,6 +5,8 @@ use std::time::Duration;
 use fanfold::domain::{Knob, Time, Tuning, WorkerReport};
 use fanfold::ports::Control;
 
+use crate::wait::eventually;
+
 /// Makes a test of each function below; `$open` gives `Some` of an object with a field `store`, or `None`.
 #[macro_export]
 macro_rules! control_suite {
@@ -76,5 +78,5 @@ pub async fn a_lease_has_one_holder(store: &impl Control) {
     store.release(&name, ana).await.expect("given back");
     assert!(store.lease(&name, ben, Duration::from_secs(1)).await.expect("asked"));
     // It ends by itself, by the store's clock: asked for until it does.
-    while !store.lease(&name, ana, ttl).await.expect("asked") {}
+    eventually("the lease ends", async || store.lease(&name, ana, ttl).await.expect("asked")).await;
 }

@@ -16,6 +16,8 @@ mod revisions;
 mod servers;
 mod space;
 mod store;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

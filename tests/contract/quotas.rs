@@ -6,6 +6,7 @@ use fanfold::domain::{Charge, Charged, Holder, KeyId, Rate, Take};
 use fanfold::ports::Quotas;
 
 use crate::viewer;
+use crate::wait::eventually;
 
 /// Runs the whole suite against the count that `$open` gives, together with what it needs to live; leaves it out if that
 /// gives `None`.
@@ -72,9 +73,7 @@ pub async fn a_burst_and_then_a_rate(quotas: &impl Quotas) {
     assert_eq!(refused.at, 0);
     assert!(refused.wait > Duration::ZERO && refused.wait <= Duration::from_secs(1), "{refused:?}");
     // When it is time, one more is let in, and not before.
-    while charge(quotas, &order).await.refused.is_some() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("one more is let in", async || charge(quotas, &order).await.refused.is_none()).await;
     assert!(let_in + 1.0 <= 3.0 + refilled(began, 1.0), "after {:?}", began.elapsed());
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fanfold::domain::{Audience, Done, Post, Time, ViewerId};
 use fanfold::ports::{KeyClaim, Settled, Store as _};
@@ -13,6 +13,7 @@ use futures::future::join_all;
 
 use crate::START;
 use crate::embedded::OpenStore;
+use crate::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// From one generation to the next: more than posts live (30 days and a week).
@@ -26,8 +27,6 @@ const KEYS: usize = 2_000;
 const KEY_BYTES_MIN: u64 = 40;
 /// What the posts of a generation take, at most; its audiences take less.
 const DATA: u64 = POSTS as u64 * 5 * 1024;
-/// How long the storage engine may take for what it does by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a generation wrote.
 struct Generation {
@@ -113,15 +112,6 @@ async fn check_pending(opened: &OpenStore, generation: &Generation) {
     assert_eq!(pending, [generation.posts[POSTS - 1].id]);
 }
 
-/// Waits until the engine, which works by itself, has come so far.
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// The size of the files of all tables.
 fn files(folder: &Path) -> u64 {
     let mut sum = 0;
@@ -145,7 +135,7 @@ async fn generations_of_old_posts_do_not_fill_the_disk() {
     for number in 0..GENERATIONS {
         let before = sizes(&opened)["posts"];
         last = Some(write(&opened, begins(number)).await);
-        eventually("posts are written out", || sizes(&opened)["posts"] > before).await;
+        eventually("posts are written out", async || sizes(&opened)["posts"] > before).await;
         written += sizes(&opened)["posts"] - before;
         let swept = opened.store.sweep().await.expect("swept");
         assert_eq!(swept.segments == 0, number == 0, "{swept:?}");
@@ -158,9 +148,9 @@ async fn generations_of_old_posts_do_not_fill_the_disk() {
     check(&opened, &last).await;
     // Ordered keys are rewritten by four segments that reach across them.
     let keys_of_all = u64::from(GENERATIONS) * KEYS as u64 * KEY_BYTES_MIN;
-    eventually("keys are rewritten", || sizes(&opened)["keys"] < keys_of_all).await;
+    eventually("keys are rewritten", async || sizes(&opened)["keys"] < keys_of_all).await;
     opened.store.sweep().await.expect("swept");
-    eventually("the files are gone", || files(opened.path()) < 8 * DATA).await;
+    eventually("the files are gone", async || files(opened.path()) < 8 * DATA).await;
     let opened = opened.reopen().await;
     check(&opened, &last).await;
 }
@@ -172,7 +162,7 @@ async fn a_sweep_that_is_killed_loses_nothing_that_lives() {
     let now = fanfold::clock::Clock::system().now();
     let opened = OpenStore::at(now.before(DAY * APART)).await;
     write(&opened, opened.clock.now()).await;
-    eventually("posts are written out", || sizes(&opened)["posts"] > 0 && sizes(&opened)["chunks"] > 0).await;
+    eventually("posts are written out", async || sizes(&opened)["posts"] > 0 && sizes(&opened)["chunks"] > 0).await;
     let living = write(&opened, now).await;
     let dir = opened.close();
     for _ in 0..2 {
@@ -183,7 +173,7 @@ async fn a_sweep_that_is_killed_loses_nothing_that_lives() {
             .stdout(std::process::Stdio::null())
             .kill_on_drop(true)
             .status();
-        let ended = tokio::time::timeout(PATIENCE, ended).await.expect("it sweeps").expect("it ran");
+        let ended = tokio::time::timeout(crate::wait::PATIENCE, ended).await.expect("it sweeps").expect("it ran");
         assert!(!ended.success());
     }
     let opened = OpenStore::open(dir, now).await;

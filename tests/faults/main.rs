@@ -15,6 +15,8 @@ mod stack;
 mod stage;
 mod table;
 mod viewer;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,21 +27,10 @@ use scenarios::{PLANTED, SHORT};
 use stack::Servers;
 use stage::{Needs, Scenario, Stage};
 use table::Row;
+use wait::until;
 
 /// What went, or why it could not.
 pub type Outcome<T> = Result<T, String>;
-
-/// Waits for a condition.
-pub async fn until(what: &str, patience: Duration, condition: impl AsyncFn() -> bool) -> Outcome<()> {
-    let deadline = Instant::now() + patience;
-    while !condition().await {
-        if Instant::now() > deadline {
-            return Err(format!("not within {patience:?}: {what}"));
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
-}
 
 /// What to run.
 struct Args {

@@ -75,6 +75,7 @@ impl Producer {
         while self.open.is_some() {
             self.attempt(world).await;
             if self.open.is_some() {
+                // What a client waits before it tries again.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             if Instant::now() > deadline {

@@ -126,6 +126,13 @@ impl Pair {
         }
         Ok(())
     }
+
+    /// From here on nothing is wrong; the lines stand until the end.
+    fn healed(self, stage: &mut Stage) -> Faulted {
+        let healed = Instant::now();
+        stage.proxies.extend([self.link, self.line]);
+        Faulted { times: 1, healed }
+    }
 }
 
 /// Checks seldom, so that it goes on for a while where others have noticed.
@@ -146,9 +153,7 @@ async fn promoted(stage: &mut Stage) -> Outcome<Faulted> {
     stage.work(2.5).await?;
     stage.redis[0].kill().await?;
     stage.redis[1].run::<()>("REPLICAOF NO ONE").await?;
-    let healed = Instant::now();
-    stage.proxies.extend([pair.link, pair.line]);
-    Ok(Faulted { times: 1, healed })
+    Ok(pair.healed(stage))
 }
 
 async fn deposed_worker(stage: &mut Stage) -> Outcome<Faulted> {
@@ -165,29 +170,21 @@ async fn deposed_worker(stage: &mut Stage) -> Outcome<Faulted> {
     stage.work(5.0).await?;
     stage.quiet();
     pair.demote(stage, &stage.workers, 1.0).await?;
-    let healed = Instant::now();
-    stage.proxies.extend([pair.link, pair.line]);
-    Ok(Faulted { times: 1, healed })
+    Ok(pair.healed(stage))
 }
 
 async fn deposed_reader(stage: &mut Stage) -> Outcome<Faulted> {
-    let pair = Pair::start(stage).await?;
-    stage.start(Role::Api, &pair.direct, slow(), &[])?;
-    for role in [Role::Api, Role::Fanout, Role::Fanout, Role::Relay] {
-        stage.start(role, &pair.by_line, Env::new(), &[])?;
-    }
-    stage.begin().await?;
-    stage.work(2.0).await?;
-    pair.split(stage).await?;
-    pair.demote(stage, &stage.apis[..1], 5.0).await?;
-    let healed = Instant::now();
-    stage.proxies.extend([pair.link, pair.line]);
-    Ok(Faulted { times: 1, healed })
+    deposed_first_node(stage, 0.0, 5.0).await
 }
 
+/// The devices that mark are at home at the first node, the others at the second.
 async fn marks(stage: &mut Stage) -> Outcome<Faulted> {
+    deposed_first_node(stage, 5.0, 1.0).await
+}
+
+/// The first API node keeps the deposed master while it is still one, and while it is a replica: for so many seconds each.
+async fn deposed_first_node(stage: &mut Stage, master: f64, replica: f64) -> Outcome<Faulted> {
     let pair = Pair::start(stage).await?;
-    // The devices that mark are at home at the first node, the others at the second.
     stage.start(Role::Api, &pair.direct, slow(), &[])?;
     for role in [Role::Api, Role::Fanout, Role::Fanout, Role::Relay] {
         stage.start(role, &pair.by_line, Env::new(), &[])?;
@@ -195,9 +192,7 @@ async fn marks(stage: &mut Stage) -> Outcome<Faulted> {
     stage.begin().await?;
     stage.work(2.0).await?;
     pair.split(stage).await?;
-    stage.work(5.0).await?;
-    pair.demote(stage, &stage.apis[..1], 1.0).await?;
-    let healed = Instant::now();
-    stage.proxies.extend([pair.link, pair.line]);
-    Ok(Faulted { times: 1, healed })
+    stage.work(master).await?;
+    pair.demote(stage, &stage.apis[..1], replica).await?;
+    Ok(pair.healed(stage))
 }

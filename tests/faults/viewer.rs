@@ -112,6 +112,7 @@ impl Device {
         while self.open.is_some() {
             if self.send_order(world).await.is_none() {
                 self.node += 1;
+                // What a client waits before it tries again.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             if Instant::now() > deadline {

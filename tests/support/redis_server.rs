@@ -1,12 +1,14 @@
-//! A Redis server of a test's own, to be killed, stopped, flushed and demoted without disturbing the others.
+//! A Redis server of a test's own, to be killed, stopped, flushed and demoted without disturbing the others. A program with
+//! this module has the module `wait` beside it.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
+
+use crate::wait::{eventually, eventually_some};
 
 /// A running `redis-server`; killed when dropped.
 pub struct RedisServer {
@@ -74,6 +76,15 @@ impl RedisServer {
         self.connection().await;
     }
 
+    /// Makes it a replica of `master`, and waits until they are linked.
+    pub async fn follow(&self, master: &Self) {
+        self.run::<String>(&format!("REPLICAOF 127.0.0.1 {}", master.port)).await;
+        eventually("a replica is linked to its master", async || {
+            self.run::<String>("INFO replication").await.contains("master_link_status:up")
+        })
+        .await;
+    }
+
     /// Sends it a signal by name.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
@@ -83,15 +94,12 @@ impl RedisServer {
     /// A connection, once it answers.
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("a valid URL");
-        for _ in 0..200 {
-            if let Ok(mut connection) = client.get_multiplexed_async_connection().await
-                && redis::cmd("PING").exec_async(&mut connection).await.is_ok()
-            {
-                return connection;
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        panic!("redis-server on port {} does not answer", self.port);
+        eventually_some(&format!("redis-server on port {} answers", self.port), async || {
+            let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+            redis::cmd("PING").exec_async(&mut connection).await.ok()?;
+            Some(connection)
+        })
+        .await
     }
 
     /// Runs a command, its words separated by spaces.
