@@ -14,6 +14,7 @@ mod data;
 mod dto;
 mod edit;
 mod front;
+mod head_timer;
 mod inbox;
 mod json;
 mod keys;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -21,6 +21,7 @@ use super::App;
 use super::cors::Cors;
 use super::crowd::{Crowd, Place};
 use super::front::{self, Front};
+use super::head_timer::HeadTimer;
 use super::tls::Tls;
 use crate::config::Http;
 use crate::error::Result;
@@ -78,8 +79,6 @@ struct Server {
 fn builder(http: &Http) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        // Without a timer hyper leaves the timeout out, and says nothing.
-        .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(http.header_read_timeout_ms))
         .max_buf_size(http.headers_bytes_max as usize)
         .keep_alive(true);
@@ -139,7 +138,10 @@ async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _pla
 
 async fn serve_on(server: &Server, stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr) {
     let service = front::service(Arc::clone(&server.front), peer);
-    let mut connection = pin!(server.builder.serve_connection(TokioIo::new(stream), service));
+    // Without a timer hyper leaves the time limit on heads out, and says nothing.
+    let mut builder = server.builder.clone();
+    builder.timer(HeadTimer::default());
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stopped = pin!(server.stop.notify.notified());
     let (mut listening, mut told) = (false, false);
     let result = poll_fn(|cx| {
