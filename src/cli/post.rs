@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, Connect, post_path};
@@ -79,7 +81,7 @@ pub async fn run(args: Args) -> Result<()> {
     let body = body(&args)?;
     let client = args.connect.client()?;
     let key = args.idempotency_key.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let call = client.call(Method::POST, "/v1/posts").json(Bytes::from(body.to_string()));
+    let call = client.call(Method::POST, "/v1/posts").json(Bytes::from(body));
     let call = if args.dry_run { call.query("dry_run", true) } else { call.idempotency_key(&key)? };
     let answer = client.send(call).await.inspect_err(|fault| {
         if !args.dry_run && fault.retry_after(Duration::ZERO).is_some() {
@@ -119,22 +121,36 @@ pub async fn retract(args: RetractArgs) -> Result<()> {
 }
 
 /// The request body; what is not given is left to the service.
-fn body(args: &Args) -> Result<Value> {
-    let data = args.data.as_deref().map(payload).transpose()?.unwrap_or_else(|| json!({}));
-    let mut body = json!({"type": args.kind, "data": data, "audience": {"viewers": viewers(args)?}});
-    if let Some(actor) = &args.actor {
-        body["actor"] = json!({"id": actor});
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    /// As it was given: a parsed number would not keep all its digits.
+    data: Box<RawValue>,
+    audience: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actor: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thread_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_seconds: Option<u64>,
+}
+
+fn body(args: &Args) -> Result<String> {
+    let data = payload(args.data.as_deref().unwrap_or("{}"))?;
+    let viewers = viewers(args)?;
+    if args.ttl.is_some_and(|ttl| ttl.subsec_nanos() != 0) {
+        return Err(Fault::Usage("--ttl: must be whole seconds".to_owned()));
     }
-    if let Some(thread) = &args.thread {
-        body["thread_key"] = json!(thread);
-    }
-    if let Some(ttl) = args.ttl {
-        if ttl.subsec_nanos() != 0 {
-            return Err(Fault::Usage("--ttl: must be whole seconds".to_owned()));
-        }
-        body["ttl_seconds"] = json!(ttl.as_secs());
-    }
-    Ok(body)
+    let body = Body {
+        kind: &args.kind,
+        data,
+        audience: json!({"viewers": viewers}),
+        actor: args.actor.as_ref().map(|actor| json!({"id": actor})),
+        thread_key: args.thread.as_deref(),
+        ttl_seconds: args.ttl.map(|ttl| ttl.as_secs()),
+    };
+    serde_json::to_string(&body).map_err(|e| Fault::Local(format!("cannot write JSON: {e}")))
 }
 
 fn viewers(args: &Args) -> Result<Vec<String>> {
@@ -152,13 +168,13 @@ fn viewers(args: &Args) -> Result<Vec<String>> {
     Ok(viewers)
 }
 
-fn payload(argument: &str) -> Result<Value> {
+fn payload(argument: &str) -> Result<Box<RawValue>> {
     let text = match argument.strip_prefix('@') {
         Some(file) => read("--data", file)?,
         None if argument == "-" => read("--data", "-")?,
         None => argument.to_owned(),
     };
-    serde_json::from_str(&text).map_err(|e| Fault::Usage(format!("--data: is not JSON: {e}")))
+    RawValue::from_string(text).map_err(|e| Fault::Usage(format!("--data: is not JSON: {e}")))
 }
 
 /// A whole text file, or standard input for `-`.
@@ -187,15 +203,27 @@ mod tests {
         Line::parse_from(["post"].iter().chain(line)).args
     }
 
+    fn parsed(line: &[&str]) -> Value {
+        serde_json::from_str(&body(&args(line)).expect("a body")).expect("JSON")
+    }
+
     #[test]
     fn the_body_has_what_was_given_and_nothing_else() {
-        let bare = body(&args(&["--to", "ben", "--type", "t"])).expect("a body");
+        let bare = parsed(&["--to", "ben", "--type", "t"]);
         assert_eq!(bare, json!({"type": "t", "data": {}, "audience": {"viewers": ["ben"]}}));
         let line = ["--to", "ben,cleo", "--to", "dan", "--type", "t", "--actor", "ana", "--ttl", "1h", "--thread", "s"];
-        let full = body(&args(&[&line[..], &["--data", r#"{"n":1}"#]].concat())).expect("a body");
+        let full = parsed(&[&line[..], &["--data", r#"{"n":1}"#]].concat());
         let expected = json!({"type": "t", "data": {"n": 1}, "audience": {"viewers": ["ben", "cleo", "dan"]},
             "actor": {"id": "ana"}, "thread_key": "s", "ttl_seconds": 3600});
         assert_eq!(full, expected);
+    }
+
+    #[test]
+    fn data_is_sent_as_it_was_given() {
+        let data = r#"{"z": 123456789012345678901234, "a": 0.10000000000000000001, "e": 1.50}"#;
+        let given = format!(" {data}\n");
+        let body = body(&args(&["--to", "ben", "--type", "t", "--data", given.as_str()])).expect("a body");
+        assert!(body.contains(&format!(r#""data":{data},"#)), "{body}");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::json::malformed;
@@ -110,28 +110,6 @@ impl<'de> Visitor<'de> for Checked<'_> {
     }
 }
 
-/// `text` with a JSON merge patch applied (RFC 7396), as text again.
-pub(super) fn merge(text: &str, patch: &RawValue) -> Result<String> {
-    let stored = |e: serde_json::Error| Error::internal("stored data cannot be read").with_source(e);
-    let target: Value = serde_json::from_str(text).map_err(stored)?;
-    let patch: Value = serde_json::from_str(patch.get()).map_err(|e| malformed(&e).with_field("data"))?;
-    Ok(merged(target, patch).to_string())
-}
-
-fn merged(target: Value, patch: Value) -> Value {
-    let Value::Object(patch) = patch else { return patch };
-    let mut target = if let Value::Object(target) = target { target } else { Map::new() };
-    for (key, value) in patch {
-        if value.is_null() {
-            target.remove(&key);
-        } else {
-            let before = target.remove(&key).unwrap_or(Value::Null);
-            target.insert(key, merged(before, value));
-        }
-    }
-    Value::Object(target)
-}
-
 /// SHA-256 over parts, none of which can be taken for two others.
 #[derive(Debug)]
 pub(super) struct Fingerprint(Sha256);
@@ -139,7 +117,7 @@ pub(super) struct Fingerprint(Sha256);
 impl Fingerprint {
     /// Of nothing yet. The number changes whenever the form does.
     pub(super) fn new() -> Self {
-        Self(Sha256::new_with_prefix(b"fanfold request 1\0"))
+        Self(Sha256::new_with_prefix(b"fanfold request 2\0"))
     }
 
     /// Adds a part that is there, or one that is not.
@@ -159,9 +137,11 @@ impl Fingerprint {
         self.text(part.map(|number| number.to_string()).as_deref())
     }
 
-    /// Adds JSON text: spelled otherwise (order of keys, spaces, escapes) it is still the same part.
+    /// Adds JSON text: spelled otherwise (order of keys, spaces, escapes) it is still the same part. A number is
+    /// what it is spelled: read as `f64`, two that differ in a late digit would be one.
     pub(super) fn json(self, text: &str) -> Self {
-        let value: Value = serde_json::from_str(text).unwrap_or_default();
+        // Checked data is always JSON; anything else would be its own text.
+        let value = serde_json::from_str(&tagged(text)).unwrap_or_else(|_| Value::from(text));
         let mut canonical = String::with_capacity(text.len());
         write_sorted(&value, &mut canonical);
         self.text(Some(&canonical))
@@ -177,6 +157,35 @@ impl Fingerprint {
     pub(super) fn finish(self) -> [u8; 32] {
         self.0.finalize().into()
     }
+}
+
+/// JSON text with each number `1` as the string `"n1"`, each string `"x"` as `"sx"`: parsers leave the digits alone, and
+/// nothing that was different becomes the same.
+fn tagged(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + text.len() / 2);
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) {
+        let (before, token) = rest.split_at(at);
+        out.push_str(before);
+        if let Some(string) = token.strip_prefix('"') {
+            let mut is_escaped = false;
+            let end = string.find(|c: char| {
+                let is_end = c == '"' && !is_escaped;
+                is_escaped = c == '\\' && !is_escaped;
+                is_end
+            });
+            let (content, after) = string.split_at(end.unwrap_or(string.len()));
+            out.extend(["\"s", content, "\""]);
+            rest = after.strip_prefix('"').unwrap_or(after);
+        } else {
+            let end = token.find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E'));
+            let (number, after) = token.split_at(end.unwrap_or(token.len()));
+            out.extend(["\"n", number, "\""]);
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
 }
 
 fn write_sorted(value: &Value, out: &mut String) {
@@ -238,35 +247,32 @@ mod tests {
         }
     }
 
-    /// The examples of RFC 7396, appendix A, as far as both sides are objects.
-    #[test]
-    fn patches_merge_as_the_rfc_says() {
-        for (target, patch, result) in [
-            (r#"{"a":"b"}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
-            (r#"{"a":"b"}"#, r#"{"b":"c"}"#, r#"{"a":"b","b":"c"}"#),
-            (r#"{"a":"b"}"#, r#"{"a":null}"#, r#"{}"#),
-            (r#"{"a":"b","b":"c"}"#, r#"{"a":null}"#, r#"{"b":"c"}"#),
-            (r#"{"a":["b"]}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
-            (r#"{"a":"c"}"#, r#"{"a":["b"]}"#, r#"{"a":["b"]}"#),
-            (r#"{"a":{"b":"c"}}"#, r#"{"a":{"b":"d","c":null}}"#, r#"{"a":{"b":"d"}}"#),
-            (r#"{"a":[{"b":"c"}]}"#, r#"{"a":[1]}"#, r#"{"a":[1]}"#),
-            (r#"{"e":null}"#, r#"{"a":1}"#, r#"{"a":1,"e":null}"#),
-            (r#"{}"#, r#"{"a":{"bb":{"ccc":null}}}"#, r#"{"a":{"bb":{}}}"#),
-            (r#"{"a":"foo"}"#, r#""bar""#, r#""bar""#),
-        ] {
-            let result: Value = serde_json::from_str(result).expect("JSON");
-            let merged: Value = serde_json::from_str(&merge(target, &raw(patch)).expect(patch)).expect("JSON");
-            assert_eq!(merged, result, "{target} with {patch}");
-        }
-    }
-
     #[test]
     fn fingerprints_see_meaning_not_spelling() {
         let of = |text| Fingerprint::new().json(text).finish();
         assert_eq!(of(r#"{"a":1,"b":"é"}"#), of("{ \"b\": \"\\u00e9\", \"a\": 1 }"));
+        assert_eq!(of(r#"{"a":"\"1","b":-1}"#), of("{\n\"\\u0062\": -1, \"a\":\"\\u00221\" }"));
+        assert_eq!(of(r#"{"a":1,"a":[true,null]}"#), of(r#"{"a": [ true , null ]}"#));
         assert_ne!(of(r#"{"a":[1,2]}"#), of(r#"{"a":[2,1]}"#));
         let texts = |parts: &[&str]| Fingerprint::new().texts(parts.iter().copied()).finish();
         assert_ne!(texts(&["ab", "c"]), texts(&["a", "bc"]));
         assert_ne!(texts(&[]), texts(&[""]));
+    }
+
+    #[test]
+    fn fingerprints_tell_values_apart_that_parsed_ones_would_not() {
+        let of = |text| Fingerprint::new().json(text).finish();
+        for (one, other) in [
+            (r#"{"a":123456789012345678901234}"#, r#"{"a":123456789012345678901235}"#),
+            (r#"{"a":[0.1]}"#, r#"{"a":[0.10000000000000000001]}"#),
+            (r#"{"a":1}"#, r#"{"a":"1"}"#),
+            (r#"{"a":1}"#, r#"{"a":"n1"}"#),
+            (r#"{"a":"\\"}"#, r#"{"a":"\\\\"}"#),
+            // A name that serde_json has a use of its own for.
+            (r#"{"$serde_json::private::RawValue":1}"#, r#"{"$serde_json::private::RawValue":2}"#),
+            (r#"{"$serde_json::private::RawValue":"{}"}"#, "{}"),
+        ] {
+            assert_ne!(of(one), of(other), "{one} and {other}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::access;
 use super::data;
 use super::dto::{Id, Stamp, parse_time};
 use super::json::{self, Input, Json, nullable};
+use super::merge::Patch;
 use super::openapi::{BODY, QUERY, WRITE, problems};
 use super::params::{self, IfMatch};
 use super::posts::{etag, state};
@@ -112,18 +113,16 @@ pub(super) async fn edit(State(app): State<App>, Json { head, body }: Json<Patch
     };
     let caller = access::caller(&app, &head)?;
     let producer = caller.producer()?;
-    app.access.charge(&caller, Cost { rows: 0, bytes: body.data.as_ref().map_or(0, patch_bytes) }).await?;
-    let post = match body.data {
+    let patch = body.data.map(|data| data.map(Patch::check).transpose()).transpose()?;
+    let bytes: u64 = patch.iter().flatten().map(Patch::bytes).sum();
+    app.access.charge(&caller, Cost { rows: 0, bytes }).await?;
+    let post = match patch {
         None => app.publisher.edit(&producer, id, demanded.version(), fixed).await?,
-        Some(patch) => merge_edit(&app, &producer, id, demanded, fixed, patch.as_deref()).await?,
+        Some(patch) => merge_edit(&app, &producer, id, demanded, fixed, patch.as_ref()).await?,
     };
     app.access.charge_rows(&caller, post.audience_size).await;
     audit::post(PostEvent::Edited, &caller, post.id, post.version);
     changed(&app, &post)
-}
-
-fn patch_bytes(patch: &Option<Box<RawValue>>) -> u64 {
-    patch.as_ref().map_or(0, |patch| patch.get().len() as u64)
 }
 
 fn untyped() -> Error {
@@ -137,7 +136,7 @@ async fn merge_edit(
     id: PostId,
     demanded: IfMatch,
     fixed: Edit,
-    patch: Option<&RawValue>,
+    patch: Option<&Patch>,
 ) -> Result<Post> {
     loop {
         let (post, _) = app.publisher.status(producer, id).await?;
@@ -148,7 +147,7 @@ async fn merge_edit(
         }
         let merged = match patch {
             None => data::EMPTY.to_owned(),
-            Some(patch) => data::check(Some(raw(data::merge(&post.data, patch)?)?))?,
+            Some(patch) => patch.apply(&post.data)?,
         };
         let edit = Edit { data: Some(merged), ..fixed.clone() };
         match app.publisher.edit(producer, id, Some(expected), edit).await {
@@ -157,10 +156,6 @@ async fn merge_edit(
             result => return result,
         }
     }
-}
-
-fn raw(text: String) -> Result<Box<RawValue>> {
-    RawValue::from_string(text).map_err(|e| Error::internal("merged data is no JSON").with_source(e))
 }
 
 problems!(

@@ -19,6 +19,7 @@ mod inbox;
 mod json;
 mod keys;
 mod marks;
+mod merge;
 mod openapi;
 mod ops;
 mod pacer;
