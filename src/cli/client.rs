@@ -222,10 +222,15 @@ impl Call {
         }
     }
 
-    /// Asks the service to hold the answer back for up to so many whole seconds.
+    /// Asks the service to hold the answer back for up to so many whole seconds. As a preference, which a service with a
+    /// lower limit cuts to it; a parameter it would refuse.
     pub fn wait(mut self, seconds: u64) -> Self {
         self.timeout = ANSWER_TIMEOUT.saturating_add(Duration::from_secs(seconds));
-        self.query("wait", seconds)
+        // Letters and digits are always the value of a header.
+        if let Ok(value) = HeaderValue::try_from(format!("wait={seconds}")) {
+            self.headers.insert(HeaderName::from_static("prefer"), value);
+        }
+        self
     }
 
     /// Gives the answer so long, and no longer.
@@ -381,6 +386,7 @@ mod tests {
         let client = client("http://[::1]:8470/feed/").expect("a URL");
         let call = client.get("/livez").query("since", "W/\"a b\"").maybe("limit", Some(3)).maybe("no", None::<u8>);
         assert_eq!(call.url, "http://[::1]:8470/feed/livez?since=W%2F%22a%20b%22&limit=3");
+        assert_eq!(client.get("/livez").wait(25).headers["prefer"], "wait=25");
     }
 
     #[test]

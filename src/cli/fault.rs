@@ -54,6 +54,8 @@ pub struct Problem {
     pub detail: String,
     /// The field at fault.
     pub field: Option<String>,
+    /// The limit that was exceeded.
+    pub limit: Option<u64>,
     /// Why a client must read afresh (410).
     pub reason: Option<String>,
     /// Finds the request in the service's log.
@@ -99,6 +101,15 @@ impl Fault {
             },
             _ => None,
         }
+    }
+
+    /// The most that the service takes of `field`, if it refused `asked` for being more than that.
+    pub fn limit(&self, field: &str, asked: u32) -> Option<u32> {
+        let Self::Problem(problem) = self else { return None };
+        let limit = u32::try_from(problem.limit?).ok()?;
+        let refused = problem.status == 422 && problem.field.as_deref() == Some(field);
+        // Whoever took up a limit that is no lower would ask the same again, for ever.
+        (refused && (1..asked).contains(&limit)).then_some(limit)
     }
 
     /// Whether the service asks to read the inbox afresh.
@@ -172,6 +183,25 @@ mod tests {
         assert_eq!(problem(422).retry_after(default), None);
         let asked = Problem { status: 429, retry_after: Some(Duration::from_secs(9)), ..Problem::default() };
         assert_eq!(Fault::Problem(Box::new(asked)).retry_after(default), Some(Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_lower_limit_is_taken_from_the_refusal() {
+        let refused = |status, field: &str, limit| {
+            let field = Some(field.to_owned());
+            Fault::Problem(Box::new(Problem { status, field, limit, ..Problem::default() }))
+        };
+        assert_eq!(refused(422, "limit", Some(20)).limit("limit", 100), Some(20));
+        for other in [
+            refused(422, "limit", Some(100)),
+            refused(422, "limit", Some(0)),
+            refused(422, "limit", None),
+            refused(422, "cursor", Some(20)),
+            refused(429, "limit", Some(20)),
+            Fault::Usage("limit".to_owned()),
+        ] {
+            assert_eq!(other.limit("limit", 100), None, "{other:?}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct Args {
     /// Seconds from one poll to the next [default: as the service asks]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     interval: Option<u64>,
-    /// Long polls: let the service hold its answer back for so many seconds
+    /// Long polls: let the service hold its answer back for up to so many seconds, or as long as it does
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=60))]
     wait: u64,
     /// End after so many polls

@@ -7,7 +7,6 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{PAUSE_FIRST, Replay, Result, wire};
-use crate::cli::client::viewer_path;
 
 /// How long one request waits for a post to be done.
 const WAIT_SECONDS: u64 = 20;
@@ -23,7 +22,7 @@ pub struct Tally {
     pub duplicate: usize,
     /// There, though it was for others.
     pub misdelivered: usize,
-    /// Older than the oldest item that a full inbox serves.
+    /// Older than the oldest item that a full inbox serves: whether it was ever there cannot be told.
     pub beyond_window: usize,
 }
 
@@ -34,6 +33,35 @@ impl std::ops::AddAssign for Tally {
         self.duplicate += other.duplicate;
         self.misdelivered += other.misdelivered;
         self.beyond_window += other.beyond_window;
+    }
+}
+
+/// How the fan-outs ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// Posts whose fan-out was not done in time.
+    pub unfinished: usize,
+    /// Rows that fan-outs ended without.
+    pub unwritten: u64,
+    /// Of those, rows of chunks that were parked: a fan-out with nothing else left to do calls itself done.
+    pub parked: u64,
+}
+
+impl Spread {
+    /// That of one post.
+    fn of(fanout: &wire::Fanout) -> Self {
+        if !fanout.is_done() {
+            return Self { unfinished: 1, ..Self::default() };
+        }
+        Self { unfinished: 0, unwritten: fanout.total.saturating_sub(fanout.written), parked: fanout.failed }
+    }
+}
+
+impl std::ops::AddAssign for Spread {
+    fn add_assign(&mut self, other: Self) {
+        self.unfinished += other.unfinished;
+        self.unwritten += other.unwritten;
+        self.parked += other.parked;
     }
 }
 
@@ -61,31 +89,33 @@ pub fn tally(expected: &[Uuid], ours: &HashSet<Uuid>, served: &[Uuid], truncated
 }
 
 impl Replay {
-    /// Waits until every post is spread or patience is at its end; how many were not.
+    /// Waits until every post is spread or patience is at its end; what came of it.
     ///
     /// The newest come first: when those are done, most others are, and cost one quick look each. What this takes
     /// counts as fan-out, so rows/s is rather too low than too high.
-    pub async fn wait_for_fanout(self: &Arc<Self>, ids: &[Uuid]) -> Result<usize> {
+    pub async fn wait_for_fanout(self: &Arc<Self>, ids: &[Uuid]) -> Result<Spread> {
         let give_up = Instant::now() + self.patience;
         let ids: Arc<[Uuid]> = ids.iter().rev().copied().collect();
-        let done = self.each("fan-outs awaited", ids.len(), move |replay, index| {
+        let ended = self.each("fan-outs awaited", ids.len(), move |replay, index| {
             let id = ids[index];
-            async move { replay.is_fanned_out(id, give_up).await }
+            async move { replay.spread(id, give_up).await }
         });
-        Ok(done.await?.into_iter().filter(|done| !done).count())
+        let mut sum = Spread::default();
+        for spread in ended.await? {
+            sum += spread;
+        }
+        Ok(sum)
     }
 
-    async fn is_fanned_out(&self, id: Uuid, give_up: Instant) -> Result<bool> {
+    async fn spread(&self, id: Uuid, give_up: Instant) -> Result<Spread> {
         loop {
             let left = give_up.saturating_duration_since(Instant::now()).as_secs().min(WAIT_SECONDS);
             let call = self.client.get(&format!("/v1/posts/{id}")).wait(left);
             let asked = Instant::now();
             let status: wire::PostStatus = self.ask(call).await?.json()?;
-            if status.fanout.is_done() {
-                return Ok(true);
-            }
-            if Instant::now() + PAUSE_FIRST > give_up {
-                return Ok(false);
+            let spread = Spread::of(&status.fanout);
+            if spread.unfinished == 0 || Instant::now() + PAUSE_FIRST > give_up {
+                return Ok(spread);
             }
             if asked.elapsed() < PAUSE_FIRST {
                 sleep(PAUSE_FIRST).await;
@@ -115,11 +145,9 @@ impl Replay {
     }
 
     async fn whole_inbox(&self, viewer: usize) -> Result<(Vec<Uuid>, bool, Option<String>)> {
-        let path = viewer_path(&self.plan.names[viewer], "inbox")?;
-        let (mut served, mut token, mut cursor) = (Vec::new(), None, None);
+        let (mut served, mut token, mut cursor) = (Vec::new(), None, None::<String>);
         loop {
-            let call = self.client.get(&path).query("limit", 100).maybe("cursor", cursor.as_ref());
-            let page: wire::IdPage = self.ask(call).await?.json()?;
+            let page = self.page(&self.plan.names[viewer], cursor.as_deref()).await?;
             served.extend(page.items.iter().map(|item| item.post_id));
             if cursor.is_none() {
                 token = page.token;
@@ -163,5 +191,14 @@ mod tests {
         let hole = Tally { found: 2, missing: 1, ..Tally::default() };
         assert_eq!(counted(&[2, 3, 4], &[9, 4, 2], true), hole, "a hole inside the window is a missing row");
         assert_eq!(counted(&[1, 4], &[4], false).missing, 1, "nothing was left out");
+    }
+
+    #[test]
+    fn a_fan_out_that_ends_without_rows_is_told() {
+        let spread = |text: &str| Spread::of(&serde_json::from_str(text).expect("a fan-out"));
+        assert_eq!(spread(r#"{"status":"done","total":2,"written":2}"#), Spread::default());
+        assert_eq!(spread(r#"{"status":"running","total":2,"written":2}"#).unfinished, 1);
+        let parked = Spread { unfinished: 0, unwritten: 3, parked: 2 };
+        assert_eq!(spread(r#"{"status":"done","total":9,"written":6,"skipped":1,"failed":2}"#), parked);
     }
 }

@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::graph::Graph;
 
-/// The most viewers that a post may name by default; whoever has more friends posts in parts.
-const AUDIENCE_MAX: usize = 10_000;
+/// The most viewers that a post names where the service does not ask for less: what it takes by default.
+pub const AUDIENCE_MAX: usize = 10_000;
 
 /// A run over one graph.
 pub struct Plan {
@@ -32,13 +32,13 @@ pub struct Planned {
 }
 
 impl Plan {
-    /// Everybody posts once to all friends.
-    pub fn new(graph: Graph) -> Self {
+    /// Everybody posts once to all friends; whoever has more than `audience_max` posts in parts.
+    pub fn new(graph: &Graph, audience_max: usize) -> Self {
         let Graph { names, friends } = graph;
         let mut posts = Vec::new();
         let mut expected = vec![Vec::new(); names.len()];
-        for (author, list) in (0..).zip(&friends) {
-            for audience in list.chunks(AUDIENCE_MAX) {
+        for (author, list) in (0..).zip(friends) {
+            for audience in list.chunks(audience_max.max(1)) {
                 // Chunks are never empty; the author only stands in for what cannot be.
                 let witness = audience.iter().copied().min_by_key(|v| friends[*v as usize].len()).unwrap_or(author);
                 for viewer in audience {
@@ -48,7 +48,7 @@ impl Plan {
             }
         }
         let rows = posts.iter().map(|post| post.audience.len()).sum();
-        Self { run: Uuid::new_v4().simple().to_string(), names, posts, expected, rows }
+        Self { run: Uuid::new_v4().simple().to_string(), names: names.clone(), posts, expected, rows }
     }
 
     /// Which posts to follow: `count` of them, evenly spaced.
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn everybody_posts_to_all_friends() {
-        let plan = Plan::new(Graph::parse("a b\nb c\nd d\n").expect("a graph"));
+        let plan = Plan::new(&Graph::parse("a b\nb c\nd d\n").expect("a graph"), AUDIENCE_MAX);
         let audiences: Vec<_> = plan.posts.iter().map(|p| (p.author, p.audience.clone(), p.witness)).collect();
         assert_eq!(audiences, [(0, vec![1], 1), (1, vec![0, 2], 0), (2, vec![1], 1)]);
         assert_eq!(plan.expected, [vec![1], vec![0, 2], vec![1], vec![]]);
@@ -79,16 +79,19 @@ mod tests {
     #[test]
     fn a_crowd_gets_its_post_in_parts() {
         let edges: String = (1..=10_001).map(|i| format!("0 {i}\n")).collect();
-        let plan = Plan::new(Graph::parse(&edges).expect("a graph"));
+        let graph = Graph::parse(&edges).expect("a graph");
+        let plan = Plan::new(&graph, AUDIENCE_MAX);
         assert_eq!(plan.posts.len(), 2 + 10_001);
         assert_eq!((plan.posts[0].audience.len(), plan.posts[1].audience.len()), (10_000, 1));
         assert_eq!(plan.expected[10_001], [1]);
+        let plan = Plan::new(&graph, 5_000);
+        assert_eq!((plan.posts.len(), plan.rows), (3 + 10_001, 2 * 10_001));
     }
 
     #[test]
     fn samples_are_evenly_spaced() {
         let edges: String = (0..10).map(|i| format!("{i} {}\n", i + 1)).collect();
-        let plan = Plan::new(Graph::parse(&edges).expect("a graph"));
+        let plan = Plan::new(&Graph::parse(&edges).expect("a graph"), AUDIENCE_MAX);
         let chosen = |n| plan.sample(n).iter().filter(|s| **s).count();
         assert_eq!((chosen(0), chosen(3), chosen(11), chosen(99)), (0, 3, 11, 11));
         assert!(plan.sample(1)[0]);

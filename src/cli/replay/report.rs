@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::check::Tally;
+use super::check::{Spread, Tally};
 use super::polls::Polls;
 use crate::cli::out;
 
@@ -24,8 +24,8 @@ pub struct Measured {
     pub posting: Duration,
     /// From the first POST until the fan-out of all was seen to be done.
     pub fanning_out: Duration,
-    /// Posts whose fan-out was not done in time.
-    pub unfinished: usize,
+    /// How the fan-outs ended.
+    pub spread: Spread,
     /// From send until visible, of the posts followed.
     pub visible: Vec<Option<Duration>>,
     /// What the inboxes hold.
@@ -50,11 +50,13 @@ pub struct Report {
     rows_missing: usize,
     rows_duplicate: usize,
     rows_misdelivered: usize,
+    /// Not verified: the service serves no item of an inbox that is so old.
     rows_beyond_window: usize,
+    rows_parked: u64,
     /// Posts whose fan-out was not done in time.
     pub unfinished_posts: usize,
     posts_per_second: f64,
-    /// `None` while the fan-out is not done: then there is no rate to tell.
+    /// Of the rows found. `None` while the fan-out is not done: then there is no rate to tell.
     rows_per_second: Option<f64>,
     publish_to_visible_ms: Latency,
     polls: usize,
@@ -105,7 +107,10 @@ fn share(part: usize, whole: usize) -> Option<f64> {
 impl Report {
     /// Works out rates and percentiles.
     pub fn new(m: Measured) -> Self {
-        let written = m.tally.found + m.tally.beyond_window;
+        // Rows that were never written, and that no inbox lacks within its limit, are among those beyond it: that much is
+        // known of them, and they are missing.
+        let unwritten = usize::try_from(m.spread.unwritten).unwrap_or(usize::MAX);
+        let unserved = unwritten.saturating_sub(m.tally.missing).min(m.tally.beyond_window);
         Self {
             url: m.url,
             run: m.run,
@@ -113,13 +118,14 @@ impl Report {
             posts: m.posts,
             rows_expected: m.rows,
             rows_found: m.tally.found,
-            rows_missing: m.tally.missing,
+            rows_missing: m.tally.missing + unserved,
             rows_duplicate: m.tally.duplicate,
             rows_misdelivered: m.tally.misdelivered,
-            rows_beyond_window: m.tally.beyond_window,
-            unfinished_posts: m.unfinished,
+            rows_beyond_window: m.tally.beyond_window - unserved,
+            rows_parked: m.spread.parked,
+            unfinished_posts: m.spread.unfinished,
             posts_per_second: rate(m.posts, m.posting),
-            rows_per_second: (m.unfinished == 0).then(|| rate(written, m.fanning_out)),
+            rows_per_second: (m.spread.unfinished == 0).then(|| rate(m.tally.found, m.fanning_out)),
             publish_to_visible_ms: Latency::of(&m.visible),
             polls: m.polls.polls,
             share_304: share(m.polls.polls_304, m.polls.polls),
@@ -131,9 +137,20 @@ impl Report {
         }
     }
 
-    /// Whether every inbox holds exactly what it must.
+    /// Whether every inbox holds exactly what it must, as far as it can be seen.
     pub fn ok(&self) -> bool {
-        self.rows_missing + self.rows_duplicate + self.rows_misdelivered == 0
+        let wrong = self.rows_missing + self.rows_duplicate + self.rows_misdelivered;
+        // Where other posts have pushed every row out of its inbox, nothing was shown.
+        wrong == 0 && (self.rows_found > 0 || self.rows_expected == 0)
+    }
+
+    fn result(&self) -> String {
+        let mut result = if self.ok() { "ok" } else { "FAILED" }.to_owned();
+        if self.rows_beyond_window > 0 {
+            let unseen = out::count(self.rows_beyond_window as u64, "row");
+            result.push_str(&format!("; {unseen} not verified (beyond the inbox limit)"));
+        }
+        result
     }
 
     /// The report for people.
@@ -171,7 +188,10 @@ impl Report {
         if self.unfinished_posts > 0 {
             rows.push(("fan-out not done", format!("{} posts", self.unfinished_posts)));
         }
-        rows.push(("result", if self.ok() { "ok" } else { "FAILED" }.to_owned()));
+        if self.rows_parked > 0 {
+            rows.push(("fan-out gave up", format!("{} (parked)", out::count(self.rows_parked, "row"))));
+        }
+        rows.push(("result", self.result()));
         let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
         out::columns(&rows)
     }
@@ -203,7 +223,7 @@ mod tests {
             rows: 4_000,
             posting: ms(500),
             fanning_out: ms(2_000),
-            unfinished: 0,
+            spread: Spread::default(),
             visible: (1..=100).map(|i| Some(ms(i))).chain([None]).collect(),
             tally,
             polls: Polls { polls: 8, polls_304: 6, pages: 0, pages_304: 0, store_reads: Some(0) },
@@ -214,7 +234,7 @@ mod tests {
 
     #[test]
     fn rates_shares_and_percentiles() {
-        let report = Report::new(measured(Tally { found: 3_990, beyond_window: 10, ..Tally::default() }));
+        let report = Report::new(measured(Tally { found: 4_000, ..Tally::default() }));
         assert!(report.ok());
         assert_eq!((report.posts_per_second, report.rows_per_second), (6.0, Some(2_000.0)));
         assert_eq!((report.share_304, report.first_pages_share_304), (Some(0.75), None));
@@ -232,8 +252,34 @@ mod tests {
             Tally { duplicate: 1, ..Tally::default() },
             Tally { misdelivered: 1, ..Tally::default() },
         ] {
-            assert!(!Report::new(measured(tally)).ok());
+            assert!(!Report::new(measured(Tally { found: 3_999, ..tally })).ok());
         }
+    }
+
+    #[test]
+    fn rows_that_nobody_can_see_are_no_rows_found() {
+        let report = Report::new(measured(Tally { found: 3_990, beyond_window: 10, ..Tally::default() }));
+        assert_eq!((report.ok(), report.rows_per_second), (true, Some(1_995.0)));
+        let told = "result                  ok; 10 rows not verified (beyond the inbox limit)\n";
+        assert!(report.table().ends_with(told), "{}", report.table());
+        let blind = Report::new(measured(Tally { beyond_window: 4_000, ..Tally::default() }));
+        assert!(!blind.ok() && blind.table().contains("FAILED; 4000 rows not verified"), "{}", blind.table());
+    }
+
+    #[test]
+    fn rows_that_were_never_written_are_missing_wherever_they_would_be() {
+        let report = |missing, beyond_window| {
+            let tally = Tally { found: 3_990, missing, beyond_window, ..Tally::default() };
+            let spread = Spread { unfinished: 0, unwritten: 3, parked: 3 };
+            Report::new(Measured { spread, ..measured(tally) })
+        };
+        for (missing, beyond) in [(0, 10), (2, 8), (3, 7)] {
+            let report = report(missing, beyond);
+            assert_eq!((report.rows_missing, report.rows_beyond_window), (3, 7));
+            assert!(!report.ok() && report.table().contains("3 rows (parked)"), "{}", report.table());
+        }
+        let late = report(0, 0);
+        assert_eq!((late.rows_missing, late.rows_beyond_window), (0, 0), "written since it was looked at");
     }
 
     #[test]

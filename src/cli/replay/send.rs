@@ -11,8 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::graph::Graph;
+use super::plan::Plan;
 use super::{Replay, Result, wire};
 use crate::cli::fault::Fault;
+use crate::cli::out;
 
 /// From the end of the fan-out until the last look of those who wait for a post.
 const GRACE: Duration = Duration::from_secs(5);
@@ -51,6 +54,20 @@ struct Audience<'a> {
 }
 
 impl Replay {
+    /// Has the service check the largest post before the first is sent. Where it takes fewer viewers a post, whoever has
+    /// more friends than that posts in parts.
+    pub async fn fit_audiences(&mut self, graph: &Graph) -> Result<()> {
+        let sizes = self.plan.posts.iter().map(|post| post.audience.len());
+        let Some((index, size)) = sizes.enumerate().max_by_key(|(_, size)| *size) else { return Ok(()) };
+        let call = self.client.call(Method::POST, "/v1/posts").query("dry_run", true).json(self.body(index)?);
+        let Err(fault) = self.ask(call).await else { return Ok(()) };
+        let limit = u32::try_from(size).ok().and_then(|size| fault.limit("audience.viewers", size));
+        let Some(limit) = limit else { return Err(fault) };
+        out::note(format_args!("a post may name {limit} viewers here: whoever has more friends posts in parts"));
+        self.plan = Plan::new(graph, limit as usize);
+        Ok(())
+    }
+
     /// Sends every post of the plan.
     pub async fn send_all(self: &Arc<Self>) -> Result<Sent> {
         let sampled = Arc::new(self.plan.sample(self.sample));
@@ -112,6 +129,15 @@ impl Replay {
     }
 
     async fn send_one(&self, index: usize) -> Result<Uuid> {
+        let call = self.client.call(Method::POST, "/v1/posts").json(self.body(index)?);
+        let call = call.idempotency_key(&format!("replay-{}-{index}", self.plan.run))?;
+        let accepted: wire::Accepted = self.ask(call).await?.json()?;
+        let id = accepted.post_id.as_deref().and_then(|id| Uuid::parse_str(id).ok());
+        id.ok_or_else(|| Fault::Answer("the service accepted a post without telling its id".to_owned()))
+    }
+
+    /// What is sent of post `index`.
+    fn body(&self, index: usize) -> Result<Bytes> {
         let post = &self.plan.posts[index];
         let name = |person: &u32| self.plan.names[*person as usize].as_str();
         let body = Body {
@@ -121,10 +147,6 @@ impl Replay {
             audience: Audience { viewers: post.audience.iter().map(name).collect() },
         };
         let body = serde_json::to_vec(&body).map_err(|e| Fault::Local(format!("cannot write JSON: {e}")))?;
-        let call = self.client.call(Method::POST, "/v1/posts").json(Bytes::from(body));
-        let call = call.idempotency_key(&format!("replay-{}-{index}", self.plan.run))?;
-        let accepted: wire::Accepted = self.ask(call).await?.json()?;
-        let id = accepted.post_id.as_deref().and_then(|id| Uuid::parse_str(id).ok());
-        id.ok_or_else(|| Fault::Answer("the service accepted a post without telling its id".to_owned()))
+        Ok(Bytes::from(body))
     }
 }

@@ -107,10 +107,9 @@ impl Witness<'_> {
 
     /// Pages from the newest item down to where `wanted` would be. Ids sort by time, and pages by id.
     async fn walk(&mut self, wanted: Uuid) -> Result<()> {
-        let mut cursor = None;
+        let mut cursor: Option<String> = None;
         loop {
-            let call = self.replay.client.get(&viewer_path(self.viewer, "inbox")?).query("limit", 100);
-            let page: wire::IdPage = self.replay.ask(call.maybe("cursor", cursor.as_ref())).await?.json()?;
+            let page = self.replay.page(self.viewer, cursor.as_deref()).await?;
             if cursor.is_none() {
                 self.token = page.token;
             }
