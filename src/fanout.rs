@@ -118,7 +118,8 @@ impl Fanout {
         let Some(post) = self.store.post(task.post_id).await? else {
             return Ok(Outcome::NoPost);
         };
-        // The first delivery of the present version is never done already: no need to look.
+        // The first task of the present version is hardly ever done already, and not worth a look. A queue that delivers it
+        // twice has it worked on twice: the same rows, and at most a bump by which clients read an unchanged post.
         if (task.attempt > 0 || post.version > task.version) && self.is_done(task, &post).await? {
             return Ok(Outcome::AlreadyDone);
         }

@@ -16,8 +16,11 @@ use crate::ports::{Changed, KeyClaim, KeyHolder, Queue as _, Store as _};
 use crate::trace;
 use crate::withdrawals::Withdrawals;
 
-/// How often a waiting status request looks.
-const STATUS_LOOK: Duration = Duration::from_millis(100);
+/// How long a waiting status request pauses at first. Each pause is half as long again as the last: who has waited long
+/// does not mind a little more, and every look is a read of the store.
+const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// The longest of these pauses.
+const STATUS_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Bounds on what a producer sends.
 #[derive(Clone, Copy, Debug)]
@@ -128,14 +131,20 @@ impl Publisher {
         self.assemble(draft, id, self.limits.chunk_size, self.clock.now())
     }
 
-    /// Publishes a draft. When it returns, the post is committed and its fan-out certain.
+    /// Publishes a draft. When it returns, the post is committed and its fan-out certain. Runs to its end even if the
+    /// client goes away: a post that is committed and not queued would wait for the relay.
     pub async fn publish(&self, draft: Draft) -> Result<Post> {
         self.check(&draft)?;
+        let this = self.clone();
+        uninterrupted(async move { this.commit(&draft).await }).await
+    }
+
+    async fn commit(&self, draft: &Draft) -> Result<Post> {
         let now = self.clock.now();
-        let mut id = PostId::new(now, rand::random());
-        let mut chunk_size = self.limits.chunk_size;
+        let fresh = PostId::new(now, rand::random());
+        let (mut id, mut chunk_size) = (fresh, self.limits.chunk_size);
         // Times are checked before the key is claimed, so that a bad request claims nothing.
-        let timely = self.assemble(&draft, id, chunk_size, now).map(|_| ());
+        let timely = self.assemble(draft, id, chunk_size, now).map(|_| ());
         if let Some(idempotency) = &draft.idempotency {
             let holder = self.claim(&draft.producer, idempotency, id, timely).await?;
             (id, chunk_size) = (holder.post_id, holder.chunk_size);
@@ -143,14 +152,16 @@ impl Publisher {
             timely?;
         }
         // A retry is judged by the first try's clock: what was in time then is in time now.
-        let post = self.assemble(&draft, id, chunk_size, id.time())?;
+        let post = self.assemble(draft, id, chunk_size, id.time())?;
         let chunks = draft.audience.chunks(chunk_size);
         faults::at("publish.claimed");
         self.store.create_post(&post, &chunks).await?;
         faults::at("publish.committed");
         counter!("fanfold_posts_total", "op" => "publish").increment(1);
         debug!(post = %post.id, audience = post.audience_size, "published");
-        self.enqueue(&post, chunks).await;
+        // What a first try has fanned out already must not be bumped once more: tasks of a retry look before they write.
+        let attempt = u32::from(id != fresh);
+        self.enqueue(&post, chunks, attempt).await;
         Ok(post)
     }
 
@@ -193,7 +204,7 @@ impl Publisher {
             next.expires_at = edit.expires_at.unwrap_or(next.expires_at);
             let now = this.clock.now();
             if let Some(Some(at)) = edit.expires_at {
-                check_expiry("expires_at", at, now, this.limits.lifetime_max)?;
+                check_expiry(at, now, this.limits.lifetime_max)?;
             }
             Ok(Some(next))
         };
@@ -282,7 +293,7 @@ impl Publisher {
                 Ok(None) | Err(_) => return,
             }
         }
-        self.enqueue(post, chunks).await;
+        self.enqueue(post, chunks, 0).await;
     }
 
     /// A post and how far its fan-out has come.
@@ -312,13 +323,15 @@ impl Publisher {
         id: PostId,
         deadline: Instant,
     ) -> Result<(Post, Progress)> {
+        let mut pause = STATUS_PAUSE;
         loop {
             let (post, progress) = self.status(producer, id).await?;
             let left = deadline.saturating_duration_since(Instant::now());
             if progress.done || left.is_zero() {
                 return Ok((post, progress));
             }
-            tokio::time::sleep(STATUS_LOOK.min(left)).await;
+            tokio::time::sleep(pause.min(left)).await;
+            pause = (pause * 3 / 2).min(STATUS_PAUSE_MAX);
         }
     }
 
@@ -328,10 +341,10 @@ impl Publisher {
         post.ok_or_else(|| unknown_post(id))
     }
 
-    async fn enqueue(&self, post: &Post, chunks: Vec<Chunk>) {
+    async fn enqueue(&self, post: &Post, chunks: Vec<Chunk>, attempt: u32) {
         let lane = Lane::of(post);
         let task =
-            |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt: 0, trace: trace::current() };
+            |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: trace::current() };
         let wanted = chunks.len();
         match self.queue.publish(&post.producer, chunks.into_iter().map(task).collect()).await {
             Ok(taken) if taken == wanted => {}
@@ -344,6 +357,16 @@ impl Publisher {
         }
     }
 
+    /// Checks the length of the ids in an audience. [`Publisher::publish`] does not: only the list as it was sent, repeats
+    /// included, has the place that the error names.
+    pub fn check_viewers(&self, field: &str, sent: &[String]) -> Result<()> {
+        let bytes_max = self.limits.viewer_id_bytes_max;
+        let Some(at) = sent.iter().position(|viewer| viewer.len() > bytes_max as usize) else { return Ok(()) };
+        let bytes = sent[at].len();
+        let detail = format!("must have at most {bytes_max} bytes, has {bytes}");
+        Err(Error::limit("invalid_viewer_id", &format!("{field}[{at}]"), detail, u64::from(bytes_max), bytes as u64))
+    }
+
     fn check(&self, draft: &Draft) -> Result<()> {
         check_kind(&draft.kind, self.limits.type_bytes_max)?;
         check_data(&draft.data, self.limits.data_bytes_max)?;
@@ -353,7 +376,6 @@ impl Publisher {
         if let Some(key) = &draft.thread_key {
             check_text("thread_key", key, self.limits.thread_key_bytes_max)?;
         }
-        check_viewers(&draft.audience, self.limits.viewer_id_bytes_max)?;
         if let Some(idempotency) = &draft.idempotency {
             check_text("Idempotency-Key", &idempotency.key, self.limits.idempotency_key_bytes_max)
                 .map_err(|e| Error::invalid("invalid_idempotency_key", "Idempotency-Key", e.detail().to_owned()))?;
@@ -377,12 +399,11 @@ impl Publisher {
         let expires_at = match draft.expiry {
             Expiry::Never => None,
             Expiry::After(ttl) => {
-                let at = id.time().after(ttl);
-                check_expiry("ttl_seconds", at, id.time(), self.limits.lifetime_max)?;
-                Some(at)
+                check_ttl(ttl, self.limits.lifetime_max)?;
+                Some(id.time().after(ttl))
             }
             Expiry::At(at) => {
-                check_expiry("expires_at", at, now, self.limits.lifetime_max)?;
+                check_expiry(at, now, self.limits.lifetime_max)?;
                 Some(at)
             }
         };
@@ -434,14 +455,6 @@ fn check_text(field: &str, text: &str, bytes_max: u32) -> Result<()> {
     Ok(())
 }
 
-fn check_viewers(audience: &Audience, bytes_max: u32) -> Result<()> {
-    let too_long = audience.viewers().iter().find(|viewer| viewer.as_str().len() > bytes_max as usize);
-    let Some(viewer) = too_long else { return Ok(()) };
-    let bytes = viewer.as_str().len();
-    let detail = format!("viewer ids must have at most {bytes_max} bytes, {viewer:?} has {bytes}");
-    Err(Error::limit("invalid_viewer_id", "audience.viewers", detail, u64::from(bytes_max), bytes as u64))
-}
-
 fn check_data(data: &str, bytes_max: u32) -> Result<()> {
     if data.len() > bytes_max as usize {
         let detail = format!("must have at most {bytes_max} bytes as JSON text, has {}", data.len());
@@ -450,14 +463,30 @@ fn check_data(data: &str, bytes_max: u32) -> Result<()> {
     Ok(())
 }
 
-fn check_expiry(field: &str, at: Time, now: Time, lifetime_max: Duration) -> Result<()> {
+fn check_ttl(ttl: Duration, lifetime_max: Duration) -> Result<()> {
+    let (limit, value) = (lifetime_max.as_secs(), ttl.as_secs());
+    if ttl.is_zero() {
+        let detail = format!("must be 1 to {limit} seconds, is 0");
+        return Err(Error::limit("expiry_in_past", "ttl_seconds", detail, 1, 0));
+    }
+    // Compared as it was sent: added to a time, the largest number would become a smaller one.
+    if ttl > lifetime_max {
+        let detail = format!("must be 1 to {limit} seconds, is {value}");
+        return Err(Error::limit("expiry_too_far", "ttl_seconds", detail, limit, value));
+    }
+    Ok(())
+}
+
+fn check_expiry(at: Time, now: Time, lifetime_max: Duration) -> Result<()> {
+    const FIELD: &str = "expires_at";
     if at <= now {
-        return Err(Error::invalid("expiry_in_past", field, "must lie in the future"));
+        // Both are instants: as numbers beside the seconds ahead of the other error they would be taken for the same.
+        return Err(Error::invalid("expiry_in_past", FIELD, format!("must be later than now, {now}, is {at}")));
     }
     if at > now.after(lifetime_max) {
         let (limit, value) = (lifetime_max.as_secs(), at.since(now).as_secs());
-        let detail = format!("must lie at most {limit} seconds ahead, lies {value}");
-        return Err(Error::limit("expiry_too_far", field, detail, limit, value));
+        let detail = format!("must lie at most {limit} seconds ahead of now, {now}, lies {value} ahead: {at}");
+        return Err(Error::limit("expiry_too_far", FIELD, detail, limit, value));
     }
     Ok(())
 }

@@ -7,7 +7,8 @@ mod wait;
 use std::time::{Duration, Instant};
 
 use fanfold::clock::Clock;
-use fanfold::domain::Time;
+use fanfold::domain::{Lane, Time};
+use fanfold::ports::Queue as _;
 use serde_json::{Value, json};
 use support::Service;
 use wait::eventually;
@@ -82,6 +83,30 @@ async fn a_retry_with_the_same_key_gets_the_same_answer() {
     assert_eq!((reply.status, &reply.json()["code"]), (422, &json!("idempotency_key_reused")));
     service.fanned_out(first.json()["post_id"].as_str().expect("an id")).await;
     assert_eq!(service.get("/v1/viewers/ben/inbox").await.titles("items"), ["Dawn"]);
+}
+
+#[tokio::test]
+async fn a_retry_of_what_was_read_meanwhile_changes_nothing() {
+    // One worker takes a producer's tasks in their order. (In a cluster there is none, and the retry's may come later.)
+    let service = Service::start_with(|config| config.fanout.workers_small = 1).await;
+    let send = || service.ask("POST", "/v1/posts").header("idempotency-key", "k1").json(dawn()).send();
+    // So that there is a record, which remembers the post; the mark then takes the post's place in it.
+    service.token("ben").await;
+    let first = send().await.json();
+    let id = first["post_id"].as_str().expect("an id");
+    service.fanned_out(id).await;
+    assert_eq!(service.ask("PUT", &format!("/v1/viewers/ben/inbox/{id}/read")).send().await.status, 200);
+    let token = service.token("ben").await;
+    assert_eq!(send().await.json(), first);
+    let queue = &service.running.backends.queue;
+    let is_empty = async || queue.depth(Lane::Small).await.expect("asked") == 0;
+    eventually("the task of the retry is taken", is_empty).await;
+    service.publish("Dusk", &["cleo"]).await;
+    for path in ["revision", "changes"] {
+        let reply = service.get(&format!("/v1/viewers/ben/{path}?since={token}")).await;
+        assert_eq!((reply.status, reply.text.as_str()), (304, ""), "{path}: nothing has changed");
+    }
+    assert!(service.get("/v1/viewers/ben/inbox").await.json()["items"][0]["read_at"].is_string());
 }
 
 #[tokio::test]
@@ -253,6 +278,26 @@ async fn more_waiters_than_may_are_answered_at_once() {
     };
     let (first, second) = tokio::join!(first, second);
     assert_eq!((first.status, second), (200, 304));
+}
+
+#[tokio::test]
+async fn more_who_wait_for_a_fan_out_than_may_are_answered_at_once() {
+    if support::is_cluster() {
+        // The queue of its workers cannot be closed from here.
+        return;
+    }
+    let service = Service::start_with(|config| config.revisions.waiters_max = 1).await;
+    // So that the fan-out is never done.
+    service.running.backends.queue.close().await;
+    let posted = service.post("/v1/posts", dawn()).await.json();
+    let path = format!("/v1/posts/{}?wait=60", posted["post_id"].as_str().expect("an id"));
+    let asked = Instant::now();
+    let reply = tokio::select! {
+        reply = service.get(&path) => reply,
+        reply = service.get(&path) => reply,
+    };
+    assert_eq!((reply.status, &reply.json()["fanout"]["status"]), (200, &json!("running")));
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

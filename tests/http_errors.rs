@@ -4,6 +4,8 @@ mod support;
 
 use std::time::Duration;
 
+use fanfold::clock::Clock;
+use fanfold::domain::Time;
 use serde_json::{Value, json};
 use support::{Reply, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -139,10 +141,13 @@ fn bad_posts() -> Vec<Case> {
         invalid("invalid_viewer_id", &|p| p["audience"]["viewers"] = json!([".."])).field("audience.viewers[0]"),
         invalid("invalid_value", &|p| p["ttl_seconds"] = json!(-1)).field("ttl_seconds"),
         invalid("invalid_value", &|p| p["ttl_seconds"] = json!(1.5)).field("ttl_seconds"),
-        invalid("expiry_in_past", &|p| p["ttl_seconds"] = json!(0)).field("ttl_seconds"),
+        invalid("expiry_in_past", &|p| p["ttl_seconds"] = json!(0)).field("ttl_seconds").limit(1, 0),
         invalid("expiry_too_far", &|p| p["ttl_seconds"] = json!(31_622_401))
             .field("ttl_seconds")
             .limit(31_622_400, 31_622_401),
+        invalid("expiry_too_far", &|p| p["ttl_seconds"] = json!(u64::MAX))
+            .field("ttl_seconds")
+            .limit(31_622_400, u64::MAX),
         invalid("expiry_in_past", &|p| p["expires_at"] = json!("2020-01-01T00:00:00Z")).field("expires_at"),
         invalid("invalid_time", &|p| p["expires_at"] = json!("tomorrow")).field("expires_at"),
         invalid("ambiguous_expiry", &|p| {
@@ -171,6 +176,10 @@ fn bad_posts() -> Vec<Case> {
             .field("posts")
             .limit(1_000, 1_001),
         case("POST", "/v1/posts/batch", 422, "unknown_field").json(json!({"posts": [], "x": 1})).field("x"),
+        case("POST", "/v1/posts/batch", 422, "invalid_idempotency_key")
+            .header("idempotency-key", "k")
+            .json(json!({"posts": [post(|_| {})]}))
+            .field("Idempotency-Key"),
     ]
 }
 
@@ -295,6 +304,66 @@ async fn bad_input_is_told_what_is_wrong_and_harms_nothing() {
     assert_eq!(service.get("/v1/viewers/ben/inbox").await.titles("items")[0], "third");
     let metrics = service.get("/metrics").await.text;
     assert!(metrics.contains("status=\"4xx\"") && !metrics.contains("status=\"5xx\""), "{metrics}");
+}
+
+#[tokio::test]
+async fn expiries_and_viewers_are_told_with_their_value_and_place() {
+    let (data, clock) = (tempfile::tempdir().expect("a folder"), Clock::manual(Time::from_millis(1_800_000_000_000)));
+    let service = Service::start_on(data, clock, |config| config.publish.viewer_id_bytes_max = 4).await;
+    let id = service.publish("first", &["ben"]).await;
+    let path = format!("/v1/posts/{id}");
+    let edit = |code, at: &str| case("PATCH", &path, 422, code).header("if-match", "*").json(json!({"expires_at": at}));
+    let send = |code, body: Value| case("POST", "/v1/posts", 422, code).json(body);
+    let until = |at: &str| post(|p| p["expires_at"] = json!(at));
+    let (past, far) = ("2020-01-01T00:00:00Z", "9999-12-31T23:59:59Z");
+    for case in [
+        send("expiry_too_far", until(far)).field("expires_at").limit(31_622_400, 251_602_300_799),
+        edit("expiry_too_far", far).field("expires_at").limit(31_622_400, 251_602_300_799),
+        send("expiry_in_past", until(past)).field("expires_at"),
+        edit("expiry_in_past", past).field("expires_at"),
+        send("invalid_viewer_id", post(|p| p["audience"]["viewers"] = json!(["ben", "ben", "cleo", "dora!"])))
+            .field("audience.viewers[3]")
+            .limit(4, 5),
+    ] {
+        case.check(&service).await;
+    }
+    let detail = service.post("/v1/posts", until(past)).await.json()["detail"].to_string();
+    assert!(detail.contains(past) && detail.contains("2027-01-15T08:00:00Z"), "what it is, and what is now: {detail}");
+}
+
+/// What comes on a connection, until there is `end` in it.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(end) {
+        let mut bytes = [0; 1024];
+        let read = tokio::time::timeout(Duration::from_secs(30), stream.read(&mut bytes)).await;
+        let read = read.expect("in time").expect("readable");
+        assert_ne!(read, 0, "closed after {text:?}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    text
+}
+
+#[tokio::test]
+async fn whoever_sends_ten_times_too_much_before_reading_is_told_so() {
+    let service = Service::start().await;
+    let size: usize = 10 * 2_097_152;
+    let announced = format!("content-length: {size}");
+    let chunk = format!("{size:x}\r\n");
+    for (framing, before, after) in
+        [(announced.as_str(), "", ""), ("transfer-encoding: chunked", chunk.as_str(), "\r\n0\r\n\r\n")]
+    {
+        let mut stream = TcpStream::connect(service.running.addr).await.expect("connects");
+        let head = format!("POST /v1/posts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{framing}\r\n\r\n");
+        for part in [head.as_bytes(), before.as_bytes(), &vec![b' '; size], after.as_bytes()] {
+            stream.write_all(part).await.expect("taken");
+        }
+        let answer = read_until(&mut stream, "\"limit\":2097152").await;
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"body_too_large\""), "{answer}");
+        // Nothing of the body is left in the way of what comes next.
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("taken");
+        read_until(&mut stream, "HTTP/1.1 200 ").await;
+    }
 }
 
 #[tokio::test]

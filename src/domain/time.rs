@@ -49,8 +49,37 @@ impl Time {
     }
 }
 
+/// RFC 3339 in UTC, for sentences; in seconds where the year has no four digits.
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = i128::from(self.0) * 1_000;
+        let instant = ::time::OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
+        match instant.and_then(|at| at.format(&::time::format_description::well_known::Rfc3339).ok()) {
+            Some(text) => f.write_str(&text),
+            None => write!(f, "{} s after 1970-01-01T00:00:00Z", self.0.div_euclid(1_000_000)),
+        }
+    }
+}
+
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}us", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_are_written_as_people_read_them() {
+        for (micros, text) in [
+            (1_767_225_600_000_000, "2026-01-01T00:00:00Z"),
+            (1_767_225_600_250_000, "2026-01-01T00:00:00.25Z"),
+            (-1, "1969-12-31T23:59:59.999999Z"),
+            (i64::MAX, "9223372036854 s after 1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(Time::from_micros(micros).to_string(), text);
+        }
     }
 }

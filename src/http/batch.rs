@@ -80,7 +80,7 @@ struct ResultBody {
     problem: Option<ProblemBody>,
 }
 
-problems!(BatchProblems: BODY, QUERY, &["batch_too_large", "empty_batch"]);
+problems!(BatchProblems: BODY, QUERY, &["batch_too_large", "empty_batch", "invalid_idempotency_key"]);
 
 /// Publish many posts
 ///
@@ -96,6 +96,11 @@ problems!(BatchProblems: BODY, QUERY, &["batch_too_large", "empty_batch"]);
 )]
 pub(super) async fn publish(State(app): State<App>, Json { head, body }: Json<BatchInput>) -> Answer {
     let [] = params::query(head.uri.query(), [])?;
+    if head.headers.contains_key("idempotency-key") {
+        // Taken no notice of, it would promise that a retry publishes nothing twice.
+        let detail = "must not come with a batch: each of its posts has an idempotency_key of its own";
+        return Err(Error::invalid("invalid_idempotency_key", "Idempotency-Key", detail).into());
+    }
     let limits = &app.config.publish;
     if body.posts.is_empty() {
         return Err(Error::invalid("empty_batch", "posts", "must have at least one post").into());

@@ -1,10 +1,12 @@
 //! JSON bodies: read within a limit and a time, parsed strictly, every fault told with its place.
 
-use axum::body::{Body, Bytes};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{FromRequest, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response, StatusCode, header};
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use http_body_util::BodyExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +20,9 @@ use crate::error::{Error, Kind, Result};
 const PLANNED_FIELDS: [&str; 5] = ["topic", "audience_id", "publish_at", "collapse_key", "priority"];
 /// Bodies larger than this are parsed off the threads that serve requests.
 const PARSE_HERE_BYTES_MAX: usize = 256 * 1024;
+/// How much of a body that is refused is read at least, and dropped; twice its limit where that is more. A client that
+/// reads no answer before it has sent everything would otherwise find its connection reset, and the answer gone.
+const DROPPED_BYTES_MIN: u64 = 32 * 1024 * 1024;
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
@@ -46,8 +51,8 @@ impl<T: Input> FromRequest<App> for Json<T> {
         check_type(&head.headers, T::PATCH)?;
         let http = &app.config.http;
         let bytes_max = if T::BATCH { http.batch_body_bytes_max } else { http.request_body_bytes_max };
-        let time = std::time::Duration::from_millis(http.body_read_timeout_ms);
-        let bytes = tokio::time::timeout(time, read(&head.headers, body, bytes_max)).await.map_err(|_| {
+        let time = Duration::from_millis(http.body_read_timeout_ms);
+        let bytes = tokio::time::timeout(time, read(app, &head.headers, body, bytes_max)).await.map_err(|_| {
             Error::invalid("body_timeout", "body", format!("must arrive within {} ms", time.as_millis()))
         })??;
         let body = if bytes.len() <= PARSE_HERE_BYTES_MAX {
@@ -71,34 +76,52 @@ fn check_type(headers: &HeaderMap, patch: bool) -> Result<()> {
     Err(Error::invalid("unsupported_media_type", "Content-Type", detail))
 }
 
-async fn read(headers: &HeaderMap, mut body: Body, bytes_max: u64) -> Result<Bytes> {
+async fn read(app: &App, headers: &HeaderMap, mut body: Body, bytes_max: u64) -> Result<Bytes> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let too_large = |size: u64| {
         let detail = format!("must have at most {bytes_max} bytes, has {size} or more");
         Error::limit("body_too_large", "body", detail, bytes_max, size)
     };
-    if let Some(size) = announced.filter(|size| *size > bytes_max && headers.contains_key(header::EXPECT)) {
-        // The client asks before it sends.
+    if let Some(size) = announced.filter(|size| *size > bytes_max) {
+        // A client that asks before it sends has sent nothing: to read on would be to say that it may.
+        if !headers.contains_key(header::EXPECT) {
+            drop_rest(app, body, bytes_max);
+        }
         return Err(too_large(size));
     }
     let mut bytes = BytesMut::new();
-    let mut read = 0_u64;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| {
             Error::new(Kind::Malformed, "body_incomplete", "the body broke off").with_field("body").with_source(e)
         })?;
         let Ok(data) = frame.into_data() else { continue };
-        read += data.remaining() as u64;
-        // Somewhat more than the limit is read and dropped: a client that is still sending would miss the answer.
-        if read > bytes_max.saturating_mul(2) {
-            break;
+        let size = bytes.len() as u64 + data.len() as u64;
+        if size > bytes_max {
+            drop_rest(app, body, bytes_max);
+            return Err(too_large(size));
         }
-        if announced.unwrap_or(read).max(read) <= bytes_max {
-            bytes.extend_from_slice(&data);
-        }
+        bytes.extend_from_slice(&data);
     }
-    let size = announced.unwrap_or(read).max(read);
-    if size > bytes_max { Err(too_large(size)) } else { Ok(bytes.freeze()) }
+    Ok(bytes.freeze())
+}
+
+/// Reads what is left of a refused body beside the answer, and drops it: within bounds, and no longer than a body may take
+/// anyway. The connection ends with what was not read, or goes on where nothing is left.
+fn drop_rest(app: &App, mut body: Body, bytes_max: u64) {
+    let time = Duration::from_millis(app.config.http.body_read_timeout_ms);
+    let stopping = app.stopping().clone();
+    tokio::spawn(async move {
+        let mut left = bytes_max.saturating_mul(2).max(DROPPED_BYTES_MIN);
+        let dropping = async {
+            while left > 0
+                && !body.is_end_stream()
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            }
+        };
+        stopping.run_until_cancelled(tokio::time::timeout(time, dropping)).await
+    });
 }
 
 /// Parses a body, or part of one. Unknown and repeated fields are refused; the error names the field by its path.

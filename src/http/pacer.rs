@@ -17,6 +17,8 @@ pub(super) struct Pacer {
     /// Requests in flight from which the interval grows.
     high: u64,
     in_flight: AtomicUsize,
+    /// Requests that wait for a fan-out.
+    fanouts: AtomicUsize,
     /// The header for each number of seconds, made once.
     values: Box<[HeaderValue]>,
 }
@@ -41,6 +43,19 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A place among the requests that wait for a fan-out; given up when dropped.
+#[derive(Debug)]
+pub(super) struct FanoutWait<'a> {
+    places: &'a AtomicUsize,
+    _waiting: Waiting<'a>,
+}
+
+impl Drop for FanoutWait<'_> {
+    fn drop(&mut self) {
+        self.places.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Pacer {
     /// Nothing in flight yet.
     pub(super) fn new(config: &Poll) -> Self {
@@ -50,6 +65,7 @@ impl Pacer {
             max_ms: u64::from(max) * 1_000,
             high: u64::from(config.requests_in_flight_high).max(1),
             in_flight: AtomicUsize::new(0),
+            fanouts: AtomicUsize::new(0),
             values: (0..=max).map(HeaderValue::from).collect(),
         }
     }
@@ -64,6 +80,17 @@ impl Pacer {
     pub(super) fn wait(&self) -> Waiting<'_> {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         Waiting(&self.in_flight)
+    }
+
+    /// A request that has begun waits for a fan-out; `None` if `max` do so already. Each of them reads the store now and
+    /// then, so they have a bound of their own, as large as that of the polls that wait.
+    pub(super) fn wait_for_fanout(&self, max: u32) -> Option<FanoutWait<'_>> {
+        // Counted before it is compared: two that come at once do not get the same last place.
+        if self.fanouts.fetch_add(1, Ordering::Relaxed) >= max as usize {
+            self.fanouts.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(FanoutWait { places: &self.fanouts, _waiting: self.wait() })
     }
 
     /// What `X-Poll-Interval` says now, in whole seconds.
@@ -118,5 +145,16 @@ mod tests {
         let least = Pacer::new(&Poll { interval_s: 1, interval_s_max: 1, requests_in_flight_high: 1 });
         assert_eq!([0, 200].map(|jitter| least.seconds(jitter)), [1, 1]);
         assert_eq!(least.interval(), "1");
+    }
+    #[test]
+    fn so_many_wait_for_a_fan_out_and_give_their_places_back() {
+        let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
+        let _held: Vec<_> = (0..6).map(|_| pacer.enter()).collect();
+        let first = pacer.wait_for_fanout(2).expect("the first");
+        let _second = pacer.wait_for_fanout(2).expect("the second");
+        assert!(pacer.wait_for_fanout(2).is_none());
+        assert_eq!(pacer.seconds(100), 10, "who waits is no load");
+        drop(first);
+        assert!(pacer.wait_for_fanout(2).is_some());
     }
 }

@@ -198,10 +198,7 @@ impl Wait {
             let seconds = whole("invalid_wait", "wait", text, 0, seconds_max)?;
             return Ok(Self { time: Duration::from_secs(u64::from(seconds)), preferred: false });
         }
-        let preferred = headers.get("prefer").and_then(|value| value.to_str().ok()).and_then(|preferences| {
-            let mut wanted = preferences.split([',', ';']).filter_map(|one| one.trim().strip_prefix("wait="));
-            wanted.next()?.parse::<u64>().ok()
-        });
+        let preferred = preferred_wait(headers);
         let seconds = preferred.unwrap_or(0).min(u64::from(seconds_max));
         Ok(Self { time: Duration::from_secs(seconds), preferred: preferred.is_some() })
     }
@@ -212,6 +209,28 @@ impl Wait {
         let name = HeaderName::from_static("preference-applied");
         self.preferred.then(value).flatten().map(|value| (name, value))
     }
+}
+
+/// The preference `wait` (RFC 7240), in seconds. Of several the first counts, whatever line it is on.
+fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
+    let lines = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let (_, seconds) = lines.flat_map(preferences).find(|(name, _)| name.eq_ignore_ascii_case("wait"))?;
+    seconds.parse().ok()
+}
+
+/// The preferences of a line and their parameters, each with its value, which is empty where there is none.
+fn preferences(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut quoted = false;
+    let each = line.split(move |c: char| {
+        quoted ^= c == '"';
+        !quoted && matches!(c, ',' | ';')
+    });
+    each.map(|one| {
+        let (name, value) = one.split_once('=').unwrap_or((one, ""));
+        let value = value.trim();
+        let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        (name.trim(), unquoted.unwrap_or(value))
+    })
 }
 
 /// What `If-Match` demands of a post.
@@ -340,6 +359,31 @@ mod tests {
             Wait::find(Some("61"), &HeaderMap::new(), 60).expect_err("beyond").limit_and_value(),
             Some((60, 61))
         );
+    }
+
+    #[test]
+    fn a_preference_may_be_written_in_many_ways() {
+        let find = |lines: &[&'static str]| {
+            let named = |&line| (HeaderName::from_static("prefer"), HeaderValue::from_static(line));
+            let headers: HeaderMap = lines.iter().map(named).collect();
+            let wait = Wait::find(None, &headers, 60).expect("never refused");
+            wait.preferred.then_some(wait.time.as_secs())
+        };
+        for lines in [
+            &["wait=7"][..],
+            &["Wait = 7"],
+            &["WAIT=\"7\""],
+            &["respond-async; a=\"b\", wait=7; c"],
+            &["foo=\"x, wait=9\", wait=7"],
+            &["return=minimal", "wait=7"],
+            &["wait=7", "wait=9"],
+        ] {
+            assert_eq!(find(lines), Some(7), "{lines:?}");
+        }
+        assert_eq!(find(&[]), None);
+        for line in ["wait", "wait=", "wait=soon", "wait=\"7", "waiting=7", "wait=-7", "foo=\"wait=7\""] {
+            assert_eq!(find(&[line]), None, "{line}");
+        }
     }
 
     #[test]

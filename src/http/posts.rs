@@ -85,6 +85,7 @@ impl PostInput {
         let actor = self.actor.map(|actor| actor.id);
         let viewers = &self.audience.viewers;
         let audience = Audience::parse("audience.viewers", viewers, app.config.publish.audience_max)?;
+        app.publisher.check_viewers("audience.viewers", viewers)?;
         let idempotency = key.map(|key| {
             let at = if let Expiry::At(at) = expiry { Some(i128::from(at.micros())) } else { None };
             let fingerprint = Fingerprint::new()
@@ -273,7 +274,7 @@ problems!(StatusProblems: QUERY, READ, &["invalid_post_id", "invalid_wait", "mal
 
 /// Look at a post and its fan-out
 ///
-/// With `wait` the answer comes when the fan-out is done, or when the time is up.
+/// With `wait` the answer comes when the fan-out is done, or when the time is up; at once where too many wait already.
 #[utoipa::path(
     get, path = "/v1/posts/{post_id}", operation_id = "get_post", tag = "posts",
     params(
@@ -294,8 +295,11 @@ pub(super) async fn get(State(app): State<App>, request: Request) -> Answer {
     let wait = Wait::find(wait.as_deref(), &head.headers, app.config.http.wait_s_max)?;
     let producer = access::caller(&app, &head)?.producer()?;
     let mut found = app.status.status(&producer, id).await?;
-    if !found.1.done && !wait.time.is_zero() {
-        let _waiting = app.pacer().wait();
+    // When too many wait already, it is as if the time was up: the same as with polls.
+    if !found.1.done
+        && !wait.time.is_zero()
+        && let Some(_waiting) = app.pacer().wait_for_fanout(app.config.revisions.waiters_max)
+    {
         let done = app.status.status_when_done(&producer, id, Instant::now() + wait.time);
         // At shutdown whoever waits is answered with what there is.
         if let Some(result) = app.stopping().run_until_cancelled(done).await {

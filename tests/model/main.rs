@@ -6,11 +6,17 @@ mod client;
 mod in_process;
 mod model;
 mod ops;
+#[path = "../support/wait.rs"]
+mod wait;
 mod world;
 
+use fanfold::clock::Clock;
+use fanfold::domain::Lane;
+use fanfold::ports::Queue as _;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use in_process::Stage;
 use ops::Op;
 use world::World;
 
@@ -40,4 +46,15 @@ fn any_history_keeps_the_promises() {
 #[test]
 fn histories_of_changes_to_few_posts_keep_the_promises() {
     check(64, prop::collection::vec(ops::busy_op(), 20..120));
+}
+
+/// What no history has: a client that goes away while its post is being committed.
+#[tokio::test]
+async fn a_publish_that_nobody_waits_for_any_more_is_queued_all_the_same() {
+    let stage = Stage::new(Clock::system()).await;
+    let mut publishing = Box::pin(stage.publish());
+    assert!(futures::poll!(publishing.as_mut()).is_pending());
+    drop(publishing);
+    let queued = async || stage.service.queue.depth(Lane::Small).await.expect("asked") == 1;
+    wait::eventually("its task is queued", queued).await;
 }

@@ -18,13 +18,18 @@ pub enum Op {
     Retract {
         post: u8,
     },
+    /// The producer has heard no answer, and publishes once more under the same key.
+    Retry {
+        post: u8,
+    },
     /// Runs a task that waits.
     Run {
         task: u8,
     },
-    /// Runs a task that ran before, once more.
+    /// Runs a task that ran before, once more: driven by the relay, or the very same, delivered twice.
     Replay {
         task: u8,
+        driven: bool,
     },
     /// Loses a task that waits.
     Lose {
@@ -96,8 +101,9 @@ pub fn busy_op() -> impl Strategy<Value = Op> {
         2 => (1..16_u8, Just(None)).prop_map(|(audience, ttl_s)| Op::Publish { audience, ttl_s }),
         4 => (any::<u8>(), expiry).prop_map(|(post, expiry)| Op::Edit { post, expiry }),
         2 => any::<u8>().prop_map(|post| Op::Retract { post }),
+        2 => any::<u8>().prop_map(|post| Op::Retry { post }),
         8 => any::<u8>().prop_map(|task| Op::Run { task }),
-        2 => any::<u8>().prop_map(|task| Op::Replay { task }),
+        3 => (any::<u8>(), any::<bool>()).prop_map(|(task, driven)| Op::Replay { task, driven }),
         1 => any::<u8>().prop_map(|task| Op::Lose { task }),
         1 => Just(Op::Relay),
         1 => (1..100_u16).prop_map(|seconds| Op::Advance { seconds }),

@@ -1,6 +1,6 @@
 //! The service without HTTP beside the model: every operation happens in both, and every answer is compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use fanfold::clock::Clock;
@@ -8,8 +8,8 @@ use fanfold::domain::*;
 use fanfold::error::Kind;
 use fanfold::fanout::Outcome;
 use fanfold::marks::{MarkOutcome, Target};
-use fanfold::ports::{Path, Store as _};
-use fanfold::publish::{Draft, Edit, Expiry};
+use fanfold::ports::{Path, Revisions as _, Store as _};
+use fanfold::publish::{Draft, Edit, Expiry, Idempotency};
 use fanfold::reader::{Page, Poll};
 use proptest::test_runner::TestCaseError;
 
@@ -26,8 +26,11 @@ pub struct World {
     clock: Clock,
     model: Model,
     posts: Vec<PostId>,
+    drafts: HashMap<PostId, Draft>,
     waiting: Vec<Task>,
     ran: Vec<Task>,
+    /// At which version, and under which fence, each chunk was done last.
+    done: HashMap<(PostId, u32), (u32, u32)>,
     clients: Vec<Client>,
     dir: tempfile::TempDir,
 }
@@ -44,8 +47,18 @@ impl World {
         let clock = Clock::manual(Time::from_millis(1_767_225_600_000));
         let service = Some(Service::start(dir.path(), &clock).await);
         let clients = (0..CLIENTS).map(|n| Client::new(viewer(n))).collect();
-        let (model, posts) = (Model::default(), Vec::new());
-        Self { service, clock, model, posts, waiting: Vec::new(), ran: Vec::new(), clients, dir }
+        Self {
+            service,
+            clock,
+            model: Model::default(),
+            posts: Vec::new(),
+            drafts: HashMap::new(),
+            waiting: Vec::new(),
+            ran: Vec::new(),
+            done: HashMap::new(),
+            clients,
+            dir,
+        }
     }
 
     fn service(&mut self) -> &mut Service {
@@ -61,13 +74,14 @@ impl World {
             Op::Publish { audience, ttl_s } => self.publish(audience, ttl_s).await,
             Op::Edit { post, expiry } => self.edit(post, expiry).await?,
             Op::Retract { post } => self.retract(post).await,
+            Op::Retry { post } => self.retry(post).await?,
             Op::Run { task } if !self.waiting.is_empty() => {
                 let task = self.waiting.remove(task as usize % self.waiting.len());
                 self.run(task).await;
             }
-            Op::Replay { task } if !self.ran.is_empty() => {
+            Op::Replay { task, driven } if !self.ran.is_empty() => {
                 let mut task = self.ran.remove(task as usize % self.ran.len());
-                task.attempt += 1;
+                task.attempt += u32::from(driven);
                 self.run(task).await;
             }
             Op::Lose { task } if !self.waiting.is_empty() => {
@@ -137,10 +151,11 @@ impl World {
             thread_key: None,
             audience: audience.clone(),
             expiry: ttl_s.map_or(Expiry::Never, |s| Expiry::After(Duration::from_secs(u64::from(s)))),
-            idempotency: None,
+            idempotency: Some(Idempotency { key: format!("k{}", self.posts.len()), fingerprint: [0; 32] }),
         };
-        let post = self.service().publisher.publish(draft).await.expect("published");
+        let post = self.service().publisher.publish(draft.clone()).await.expect("published");
         self.posts.push(post.id);
+        self.drafts.insert(post.id, draft);
         self.model.audiences.insert(post.id, audience.viewers().to_vec());
         self.model.posts.insert(post.id, post);
     }
@@ -170,17 +185,52 @@ impl World {
         self.model.posts.insert(id, retracted);
     }
 
+    /// The same post, as it was at first, whatever has become of it since.
+    async fn retry(&mut self, post: u8) -> Check {
+        let Some(id) = self.pick_post(post) else { return Ok(()) };
+        let draft = self.drafts[&id].clone();
+        match self.service().publisher.publish(draft).await {
+            Ok(again) if (again.id, again.version) == (id, 1) => Ok(()),
+            other => Err(TestCaseError::fail(format!("a retry of {id} is answered {other:?}"))),
+        }
+    }
+
     async fn run(&mut self, task: Task) {
+        let (chunk, version) = ((task.post_id, task.chunk.no), self.model.posts[&task.post_id].version);
+        let known = self.remembering(&task, version).await;
+        let fence = self.service().revisions.fence().await.expect("in force").seq;
         let outcome = self.service().fanout.process(&task).await.expect("processed");
+        // Only the first task of a version is not worth a look: if that comes twice, it is worked on twice.
+        let looks = task.attempt > 0 || version > task.version;
+        let was_done = self.done.insert(chunk, (version, fence)) == Some((version, fence));
+        let expected = if looks && was_done { Outcome::AlreadyDone } else { Outcome::Done };
+        assert_eq!(outcome, expected, "{task:?} at version {version}");
         let changed = self.model.deliver(task.post_id, &task.chunk.viewers);
         assert!(outcome == Outcome::Done || changed.is_empty(), "{outcome:?} left rows to write");
-        // A chunk that is driven again under a new fence bumps once more: clients read an unchanged post again.
+        assert!(changed.iter().all(|viewer| !known.contains(viewer)), "bumped before the rows were there");
+        // What is worked on again bumps again where the record does not know the change: it was made since (under a new
+        // fence, after an eviction), a mark has taken the change's place, or later changes have pushed it out. Such
+        // clients read an unchanged post again. Nothing else moves.
         if outcome == Outcome::Done {
-            for client in self.clients.iter_mut().filter(|client| task.chunk.viewers.contains(&client.viewer)) {
+            let moved = |viewer: &ViewerId| task.chunk.viewers.contains(viewer) && !known.contains(viewer);
+            for client in self.clients.iter_mut().filter(|client| moved(&client.viewer)) {
                 client.touch(task.post_id);
             }
         }
         self.ran.push(task);
+    }
+
+    /// The viewers of a chunk whose records remember the change to `version` of its post.
+    async fn remembering(&mut self, task: &Task, version: u32) -> Vec<ViewerId> {
+        let mut viewers = Vec::new();
+        for viewer in task.chunk.viewers.iter() {
+            let record = self.service().revisions.record(viewer).await.expect("asked");
+            let Some((_, record)) = record else { continue };
+            if record.entries().any(|entry| entry.post_id == task.post_id && entry.stamp == version) {
+                viewers.push(viewer.clone());
+            }
+        }
+        viewers
     }
 
     async fn relay(&mut self) {
