@@ -5,7 +5,12 @@ use std::collections::HashMap;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Value, json};
 
-use crate::viewer_names;
+use crate::{ARCHIVE, viewer_names};
+
+/// What fills a large post, in bytes.
+const FILLER_BYTES: usize = 48 << 10;
+/// Large posts and edits between two kills: in all some megabytes, enough for several tables.
+const LARGE_STEPS: usize = 6;
 
 /// A post that was accepted.
 #[derive(Clone, Debug)]
@@ -36,6 +41,8 @@ pub struct Expected {
 pub struct Producer {
     name: usize,
     rng: StdRng,
+    /// Its posts are few and large, and for one viewer.
+    large: bool,
     /// Accepted posts by id.
     pub posts: HashMap<String, Accepted>,
     /// A publish whose answer was lost: sent again with its key until there is one.
@@ -47,13 +54,21 @@ type Lost = reqwest::Error;
 
 impl Producer {
     pub fn new(name: usize, seed: u64) -> Self {
-        Self { name, rng: StdRng::seed_from_u64(seed), posts: HashMap::new(), unanswered: None, numbers: 0 }
+        let (rng, posts) = (StdRng::seed_from_u64(seed), HashMap::new());
+        Self { name, rng, large: false, posts, unanswered: None, numbers: 0 }
     }
 
-    /// Publishes, edits and retracts until the service goes away.
+    pub fn of_large_posts(name: usize, seed: u64) -> Self {
+        Self { large: true, ..Self::new(name, seed) }
+    }
+
+    /// Publishes, edits and retracts until the service goes away, or enough is done.
     pub async fn work(&mut self, url: &str) {
         let client = crate::client();
-        while self.step(&client, url).await.is_ok() {}
+        let mut steps = if self.large { LARGE_STEPS } else { usize::MAX };
+        while steps > 0 && self.step(&client, url).await.is_ok() {
+            steps -= 1;
+        }
     }
 
     /// Settles what is in doubt and waits until every fan-out is done.
@@ -105,19 +120,36 @@ impl Producer {
             (Some(id), 4) => self.retract(client, url, &id).await,
             _ => {
                 self.numbers += 1;
-                let mut audience = viewer_names();
-                audience.retain(|_| self.rng.random_bool(0.5));
-                audience.push("viewer-0".into());
-                audience.dedup();
+                let audience = if self.large { vec![ARCHIVE.to_owned()] } else { self.audience() };
                 let body = json!({
                     "type": "test.post",
-                    "data": { "number": self.numbers },
+                    "data": self.data(self.numbers),
                     "audience": { "viewers": audience },
                 });
                 self.unanswered = Some((format!("producer-{}-{}", self.name, self.numbers), body));
                 self.publish(client, url).await
             }
         }
+    }
+
+    /// Half of all viewers, and always the first.
+    fn audience(&mut self) -> Vec<String> {
+        let mut audience = viewer_names();
+        let first = audience[0].clone();
+        audience.retain(|_| self.rng.random_bool(0.5));
+        audience.push(first);
+        audience.dedup();
+        audience
+    }
+
+    fn data(&mut self, number: u64) -> Value {
+        let mut data = json!({ "number": number });
+        if self.large {
+            // Random, since what is stored may be compressed.
+            let parts = (0..FILLER_BYTES / 16).map(|_| format!("{:016x}", self.rng.random::<u64>()));
+            data["filler"] = json!(parts.collect::<String>());
+        }
+        data
     }
 
     async fn publish(&mut self, client: &reqwest::Client, url: &str) -> Result<(), Lost> {
@@ -141,12 +173,13 @@ impl Producer {
     async fn edit(&mut self, client: &reqwest::Client, url: &str, id: &str) -> Result<(), Lost> {
         self.numbers += 1;
         let number = self.numbers;
+        let data = self.data(number);
         let post = self.posts.get_mut(id).expect("accepted");
         post.doubt = Some(Doubt::Edit(number));
         let response = client
             .patch(format!("{url}/v1/posts/{id}"))
             .header("If-Match", format!("\"{}\"", post.version))
-            .json(&json!({ "data": { "number": number } }))
+            .json(&json!({ "data": data }))
             .send()
             .await?;
         let status = response.status();

@@ -1,7 +1,7 @@
 //! The data folder: one process at a time, one format.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
@@ -23,7 +23,9 @@ impl Folder {
         fs::create_dir_all(path).map_err(|e| unusable(path, "cannot be created", e))?;
         let lock = lock(path)?;
         check_format(path)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        let folder = Self { path: path.to_owned(), _lock: lock };
+        clear_half_made(&folder.store()).map_err(|e| unusable(&folder.store(), "cannot be looked at", e))?;
+        Ok(folder)
     }
 
     /// The folder itself.
@@ -97,6 +99,37 @@ fn write_format(folder: &Path, file: &Path) -> Result<()> {
     write().map_err(|e| unusable(file, "cannot be written", e))
 }
 
+/// Removes what a first start left that was killed while it made the store. The storage engine would neither open it, for
+/// want of its mark, nor make it anew, because of the journal that is there already. Nothing was ever in it: the engine
+/// sets its mark before it makes the first of its folders, and so before anything is written.
+fn clear_half_made(store: &Path) -> io::Result<()> {
+    let is_marked = fs::metadata(store.join("version")).is_ok_and(|mark| mark.len() > 0);
+    if is_marked || !store.try_exists()? {
+        return Ok(());
+    }
+    for entry in fs::read_dir(store)? {
+        let path = entry?.path();
+        let is_empty = if path.is_dir() { fs::read_dir(&path)?.next().is_none() } else { is_blank(&path)? };
+        // Whatever this is, it is not for us to remove.
+        if !is_empty {
+            return Ok(());
+        }
+    }
+    fs::remove_dir_all(store)
+}
+
+/// Whether a file has nothing but zeros, which is what a journal begins as.
+fn is_blank(path: &Path) -> io::Result<bool> {
+    let (mut file, mut part) = (File::open(path)?, vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(true),
+            length if part[..length].iter().any(|byte| *byte != 0) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
 fn unusable(path: &Path, what: &str, source: std::io::Error) -> Error {
     let full = source.kind() == std::io::ErrorKind::StorageFull;
     let (kind, code) = if full { (Kind::StorageFull, "storage_full") } else { (Kind::Unavailable, "data_unusable") };
@@ -119,5 +152,35 @@ mod tests {
         assert_eq!(Folder::open(dir.path()).expect_err("newer").code(), "data_newer");
         fs::write(dir.path().join("FORMAT"), "one").expect("written");
         assert_eq!(Folder::open(dir.path()).expect_err("broken").code(), "data_unusable");
+    }
+
+    #[test]
+    fn what_a_killed_first_start_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = dir.path().join("store");
+        let write = |name: &str, bytes: &[u8]| fs::write(store.join(name), bytes).expect("written");
+        let is_kept = || Folder::open(dir.path()).map(|_| store.exists()).expect("the folder is free");
+        assert!(!is_kept(), "there is none yet");
+        let half_made = || {
+            fs::create_dir_all(store.join("keyspaces")).expect("made");
+            write("lock", &[]);
+            write("0.jnl", &[0; 100_000]);
+        };
+        half_made();
+        assert!(!is_kept());
+        half_made();
+        write("version", &[]);
+        assert!(!is_kept(), "the mark was not written yet");
+        half_made();
+        write("version", b"FJL3");
+        assert!(is_kept(), "the engine opens it");
+        fs::remove_file(store.join("version")).expect("removed");
+        fs::create_dir(store.join("keyspaces/0")).expect("made");
+        assert!(is_kept(), "somebody has removed the mark");
+        fs::remove_dir(store.join("keyspaces/0")).expect("removed");
+        let mut journal = vec![0; 70_000];
+        journal.push(1);
+        write("1.jnl", &journal);
+        assert!(is_kept(), "somebody has put a journal there");
     }
 }
