@@ -75,6 +75,7 @@ pub fn planted(defect: Planted) -> bool {
 
 #[cfg(feature = "faults")]
 mod armed {
+    use std::io::Write as _;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
@@ -107,7 +108,7 @@ mod armed {
     pub fn at(place: &str) {
         let Some(fault) = fault().filter(|fault| fault.place == place) else { return };
         if fault.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) == Ok(1) {
-            eprintln!("fault: {:?} at {place}", fault.signal);
+            let _ = writeln!(std::io::stderr(), "fault: {:?} at {place}", fault.signal);
             let sent = kill_process(getpid(), fault.signal);
             assert!(sent.is_ok(), "a process may signal itself");
             // Another thread may be the one that takes the signal: this one must not go on before it has.

@@ -5,7 +5,7 @@
 //!
 //! One [`Relay`] looks after one shard of the entries; which process runs which is for [`crate::leases`] to say.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
@@ -76,13 +76,14 @@ pub struct Relay {
     /// Where the next pass goes on; `None` to begin a new round.
     cursor: Option<Pending>,
     drives: HashMap<(PostId, u32), Drive>,
+    /// How many rounds were finished.
+    round: u64,
     /// The fence of the last look: what was tried under another is tried afresh.
     fence: u32,
     /// The oldest entry of this round whose post waits for its fan-out.
     oldest: Option<Time>,
-    seen: HashSet<PostId>,
-    /// Withdrawals from before this round. Those whose post the round does not meet are complete.
-    candidates: Vec<Withdrawal>,
+    /// Withdrawals from before this round, less those whose post it has met. What is left of them at its end is complete.
+    candidates: HashMap<PostId, Withdrawal>,
 }
 
 /// When an entry is driven next. By the monotonic clock: the wall clock may jump, and entries carry its times for good.
@@ -91,6 +92,8 @@ struct Drive {
     attempts: u32,
     due: Instant,
     met: Instant,
+    /// The last round that has met the entry. One that it did not meet was settled, here or by another relay.
+    round: u64,
 }
 
 /// What a relay works with.
@@ -129,7 +132,7 @@ impl Relay {
     /// A relay for a shard. Where the queue did not survive, its first round drives everything it finds.
     pub fn new(parts: RelayParts, shard: u32) -> Self {
         let RelayParts { store, queue, revisions, withdrawals, clock, limits } = parts;
-        let candidates = withdrawals.iter().flat_map(|all| all.snapshot().iter().collect::<Vec<_>>()).collect();
+        let candidates = withdrawals.as_ref().map(candidates).unwrap_or_default();
         Self {
             intents: Intents::new(store.clone(), revisions, shard),
             store,
@@ -143,9 +146,9 @@ impl Relay {
             first_round: !limits.queue_survives,
             cursor: None,
             drives: HashMap::new(),
+            round: 0,
             fence: 0,
             oldest: None,
-            seen: HashSet::new(),
             candidates,
         }
     }
@@ -205,7 +208,7 @@ impl Relay {
         }
         let mut looked = Vec::with_capacity(entries.len());
         for entry in entries {
-            self.seen.insert(entry.post_id);
+            self.meet(entry);
             match self.read(entry).await {
                 Ok((post, states)) => looked.push((*entry, post, states)),
                 Err(error) => error!(%error, post = %entry.post_id, "a pending post cannot be read"),
@@ -241,6 +244,14 @@ impl Relay {
         Ok(())
     }
 
+    /// Notes that an entry is there, as far as anybody wants to know: of all entries there may be any number.
+    fn meet(&mut self, entry: &Pending) {
+        self.candidates.remove(&entry.post_id);
+        if let Some(drive) = self.drives.get_mut(&(entry.post_id, entry.version)) {
+            drive.round = self.round;
+        }
+    }
+
     async fn read(&self, entry: &Pending) -> Result<(Option<Post>, Vec<ChunkState>)> {
         let Some(post) = self.store.post(entry.post_id).await? else { return Ok((None, Vec::new())) };
         let states = self.store.chunk_states(post.id, 0..post.chunk_count()).await?;
@@ -270,9 +281,10 @@ impl Relay {
             return Verdict::Leave;
         }
         let patience = if self.first_round { Duration::ZERO } else { self.limits.redrive_after };
+        let round = self.round;
         let drive = self.drives.entry(key).or_insert_with(|| {
             let met = Instant::now();
-            Drive { attempts: 0, due: met + patience, met }
+            Drive { attempts: 0, due: met + patience, met, round }
         });
         if drive.due <= Instant::now() { Verdict::Drive(post) } else { Verdict::Leave }
     }
@@ -287,9 +299,9 @@ impl Relay {
         pass: &mut Pass,
     ) -> Result<()> {
         let (key, lane) = ((entry.post_id, entry.version), Lane::of(post));
-        let now = Instant::now();
+        let (now, round) = (Instant::now(), self.round);
         let Drive { attempts, met, .. } =
-            self.drives.get(&key).copied().unwrap_or(Drive { attempts: 0, due: now, met: now });
+            self.drives.get(&key).copied().unwrap_or(Drive { attempts: 0, due: now, met: now, round });
         let room = self.room(lane, &post.producer).await?;
         if room.waiting > DEEP_LANE && self.limits.queue_survives && met.elapsed() < DEEP_LANE_PATIENCE {
             return Ok(());
@@ -323,7 +335,7 @@ impl Relay {
         let longest = if only_bumps { longest.min(BUMPS_PAUSE_MAX) } else { longest };
         let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(longest);
         let (attempts, wait) = if cut_short { (attempts, self.limits.redrive_after) } else { (attempts + 1, wait) };
-        self.drives.insert(key, Drive { attempts, due: Instant::now() + wait, met });
+        self.drives.insert(key, Drive { attempts, due: Instant::now() + wait, met, round });
         Ok(())
     }
 
@@ -380,22 +392,22 @@ impl Relay {
         self.first_round = false;
         let oldest = self.oldest.take();
         self.tell_lag(oldest);
-        // What is not there any more was settled, here or by another relay.
-        self.drives.retain(|(post, _), _| self.seen.contains(post));
-        let Some(withdrawals) = &self.withdrawals else {
-            self.seen.clear();
-            return;
-        };
-        let complete: Vec<_> = self.candidates.iter().filter(|w| !self.seen.contains(&w.post_id)).copied().collect();
-        for withdrawal in &complete {
+        self.drives.retain(|_, drive| drive.round == self.round);
+        self.round += 1;
+        let Some(withdrawals) = &self.withdrawals else { return };
+        for withdrawal in self.candidates.values() {
             withdrawals.settle(withdrawal.post_id, withdrawal.version);
         }
-        if !complete.is_empty() {
-            info!(posts = complete.len(), "withdrawals are complete");
+        if !self.candidates.is_empty() {
+            info!(posts = self.candidates.len(), "withdrawals are complete");
         }
-        self.candidates = withdrawals.snapshot().iter().collect();
-        self.seen.clear();
+        self.candidates = candidates(withdrawals);
     }
+}
+
+/// Those of now: whatever the next round does not meet of them is complete.
+fn candidates(withdrawals: &Withdrawals) -> HashMap<PostId, Withdrawal> {
+    withdrawals.snapshot().iter().map(|withdrawal| (withdrawal.post_id, withdrawal)).collect()
 }
 
 /// Whether a chunk is done as far as an entry is concerned: at its version, under the newest fence.

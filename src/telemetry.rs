@@ -26,6 +26,8 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 /// Starts logging for the whole process. Fails on a filter that cannot be read, and when called twice.
 pub fn init_logging(config: &Log) -> Result<()> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(&config.filter)?).with_writer(io::stderr);
+    // Where nobody reads standard error any more, to say so there would end in a panic at every line.
+    let builder = builder.log_internal_errors(false);
     let started = match config.format {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
         // Colours are on unless NO_COLOR is set; the subscriber looks at it itself. A pipe or a file wants none either.

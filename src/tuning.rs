@@ -74,6 +74,11 @@ impl Board {
         self.0.rows.fetch_add(rows, Ordering::Relaxed);
     }
 
+    /// How much is in hand.
+    pub fn in_hand(&self) -> usize {
+        self.tasks().len()
+    }
+
     /// Replaces all that is in hand.
     pub fn show(&self, tasks: Vec<String>) {
         *self.tasks() = tasks;

@@ -96,7 +96,7 @@ fn service<'a>(compose: &'a str, name: &str) -> &'a str {
     &rest[..end.map_or(rest.len(), |(at, _)| at)]
 }
 
-/// A process may take its grace twice: for what is in hand, then for what it gives back.
+/// A process may take its grace, and a little longer to tell what is left and to close the store.
 #[test]
 fn a_process_has_the_time_to_stop() {
     let compose = read("docker-compose.yml");
@@ -104,7 +104,7 @@ fn a_process_has_the_time_to_stop() {
     let patience = lines(fanfold).find_map(|line| line.strip_prefix("stop_grace_period: ")).expect("a bound");
     let patience: u32 = patience.trim_end_matches('s').parse().expect("seconds");
     let grace = config(&compose).http.shutdown_grace_s;
-    assert!(patience > 2 * grace, "{patience} s are not more than twice http.shutdown_grace_s = {grace}");
+    assert!(patience >= grace + 10, "{patience} s are not enough for http.shutdown_grace_s = {grace}");
 }
 
 #[test]

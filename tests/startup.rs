@@ -2,6 +2,8 @@
 
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/wait.rs"]
+mod wait;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -153,6 +155,113 @@ async fn a_write_that_fails_is_never_accepted_and_what_was_accepted_stays() {
     for id in &accepted {
         let (status, post) = get(&client, &service, &format!("/v1/posts/{id}?wait=30")).await;
         assert_eq!((status, &post["fanout"]["status"]), (200, &json!("done")), "{id} was accepted");
+    }
+    service.stop().await;
+}
+
+/// A pipe whose reader has gone.
+fn pipe_that_nobody_reads() -> std::io::PipeWriter {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer
+}
+
+#[tokio::test]
+async fn a_service_whose_words_nobody_reads_goes_on() {
+    let dir = folder();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = free.local_addr().expect("bound").to_string();
+    drop(free);
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"))
+        .args(["serve", "--log", "info", "--listen", &addr, "--data"])
+        .arg(dir.path())
+        .stdout(pipe_that_nobody_reads())
+        .stderr(pipe_that_nobody_reads())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the binary starts");
+    let client = reqwest::Client::new();
+    let url = format!("http://{addr}/readyz");
+    wait::eventually("it serves", async || client.get(&url).send().await.is_ok_and(|a| a.status() == 200)).await;
+    // What it says at its end finds no reader either.
+    let pid = rustix::process::Pid::from_raw(child.id().expect("running").cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+    let status = tokio::time::timeout(wait::PATIENCE, child.wait()).await.expect("in time").expect("waited");
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn connections_leave_the_store_its_descriptors() {
+    let (dir, logs) = (folder(), folder());
+    let log = logs.path().join("log");
+    let service = Service::start_logged("ulimit -n 1700; ulimit -S -n 700", &log, dir.path(), &[]).await;
+    let told = std::fs::read_to_string(&log).expect("a log");
+    for word in ["http.connections_max", "limit=1700", "connections_max=10000", "accepted=100"] {
+        assert!(told.contains(word), "{word:?} is missing in: {told}");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", service.pid())).expect("its limits");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit of files");
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["1700", "1700"], "soft and hard");
+    let client = reqwest::Client::new();
+    let post = json!({"type": "t", "data": {}, "audience": {"viewers": ["ben"]}});
+    assert_eq!(publish(&client, &service, &[post]).await[0]["status"], 202);
+    // More than it accepts, and none of them says a word: they wait, and what is connected is served.
+    let addr = service.url().trim_start_matches("http://").to_owned();
+    let idle: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(&addr).expect("connected")).collect();
+    assert_eq!(get(&client, &service, "/v1/viewers/ben/inbox").await.0, 200);
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("its descriptors").count();
+    assert!(descriptors < 300, "{descriptors} are open");
+    drop(idle);
+    service.stop().await;
+}
+
+#[test]
+fn a_start_with_hardly_a_descriptor_for_connections_is_refused() {
+    let dir = folder();
+    let output = Command::new("bash")
+        .args(["-c", "ulimit -n 1000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_fanfold"), "serve", "--log", "warn"])
+        .args(["--listen", "127.0.0.1:0", "--data"])
+        .arg(dir.path().join("data"))
+        .output()
+        .expect("the binary runs");
+    refused(&output, 69, &["http.connections_max", "1000 files", "1664 at least", "ulimit"]);
+    assert!(!dir.path().join("data").exists(), "nothing was begun");
+}
+
+#[tokio::test]
+async fn a_stop_amid_a_fan_out_tells_what_is_left_and_the_next_start_finishes_it() {
+    let (dir, logs) = (folder(), folder());
+    let log = logs.path().join("log");
+    // A task for each viewer, one at a time, and no time for any when it is told to stop.
+    let settings = [
+        ("FANFOLD_LOG", "info"),
+        ("FANFOLD_FANOUT__CHUNK_SIZE", "1"),
+        ("FANFOLD_FANOUT__WORKERS_BULK", "1"),
+        ("FANFOLD_HTTP__SHUTDOWN_GRACE_S", "0"),
+    ];
+    let service = Service::start_logged(":", &log, dir.path(), &settings).await;
+    let client = reqwest::Client::new();
+    let viewers: Vec<String> = (0..1_000).map(|n| format!("viewer-{n}")).collect();
+    let post = json!({"type": "t", "data": {}, "audience": {"viewers": viewers}});
+    let id = publish(&client, &service, &[post]).await[0]["post"]["post_id"].as_str().expect("an id").to_owned();
+    service.stop().await;
+
+    let told = std::fs::read_to_string(&log).expect("a log");
+    let line = told.lines().find(|line| line.contains("stopped;")).unwrap_or_else(|| panic!("not told: {told}"));
+    let number = |name: &str| -> usize {
+        let (_, rest) = line.split_once(&format!("{name}=")).unwrap_or_else(|| panic!("{name} is missing in: {line}"));
+        rest.split(' ').next().unwrap_or_default().parse().unwrap_or_else(|_| panic!("{name} is no number in: {line}"))
+    };
+    assert_eq!(number("changes_pending"), 1, "{line}");
+    let (queued, cut) = (number("tasks_queued"), number("tasks_cut"));
+    assert!(queued > 0 && cut <= 1 && queued + cut <= viewers.len(), "{line}");
+
+    let service = Service::start(dir.path(), &[]).await;
+    let (_, post) = get(&client, &service, &format!("/v1/posts/{id}?wait=60")).await;
+    assert_eq!((&post["fanout"]["status"], &post["fanout"]["written"]), (&json!("done"), &json!(1_000)), "{post}");
+    for viewer in &viewers {
+        let (status, inbox) = get(&client, &service, &format!("/v1/viewers/{viewer}/inbox")).await;
+        assert_eq!((status, inbox["items"].as_array().map(Vec::len)), (200, Some(1)), "{viewer}");
     }
     service.stop().await;
 }

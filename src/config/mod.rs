@@ -51,6 +51,7 @@ pub struct Http {
     pub connections_max: u32,
     pub connections_per_address_max: u32,
     pub header_read_timeout_ms: u64,
+    pub idle_timeout_s: u32,
     pub body_read_timeout_ms: u64,
     pub headers_bytes_max: u32,
     pub request_body_bytes_max: u64,

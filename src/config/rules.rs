@@ -46,6 +46,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("http.connections_max", whole(1, 1_000_000)),
     ("http.connections_per_address_max", whole(0, 1_000_000)),
     ("http.header_read_timeout_ms", whole(100, 10 * MINUTE_MS)),
+    ("http.idle_timeout_s", whole(1, DAY_S)),
     ("http.body_read_timeout_ms", whole(100, HOUR_MS)),
     // hyper panics below 8 KiB.
     ("http.headers_bytes_max", whole(8 * KIB, MIB)),

@@ -162,6 +162,7 @@ pub const STARTUP_CODES: &[Code] = &[
         "Build with the feature tls to encrypt connections to the backends.",
     ),
     code("tls_unusable", 0, "TLS unusable", "The file of authorities cannot be used."),
+    code("too_few_files", 0, "Too few open files", "The limit of open files leaves no room for connections."),
     code("unknown_config_key", 0, "Unknown configuration key", "The detail names the nearest known one."),
 ];
 

@@ -21,7 +21,7 @@ use super::App;
 use super::cors::Cors;
 use super::crowd::{Crowd, Place};
 use super::front::{self, Front};
-use super::head_timer::HeadTimer;
+use super::head_timer::{HeadTimer, Patience};
 use super::tls::Tls;
 use crate::config::Http;
 use crate::error::Result;
@@ -30,7 +30,7 @@ use crate::error::Result;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is cancelled: then no connection is accepted any more, waiting requests are answered at once,
-/// running ones finish. What is still open after `http.shutdown_grace_s`, or when this future is dropped, is cut.
+/// running ones finish. What is still open when this future is dropped is cut.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -39,14 +39,19 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let stopping = app.stopping().clone();
+    let patience = Patience {
+        head: Duration::from_millis(http.header_read_timeout_ms),
+        idle: Duration::from_secs(u64::from(http.idle_timeout_s)),
+    };
     let server = Arc::new(Server {
-        builder: builder(&http),
+        builder: builder(&http, patience),
+        patience,
         front: Arc::new(Front { router: app.router(), cors: Cors::new(&app.config.cors), tls: tls.is_some(), app }),
         stop: Stop::default(),
         tls,
         crowd: Crowd::new(http.connections_per_address_max),
     });
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
     let reload = async {
         match &server.tls {
             Some(tls) => tls.reload().await,
@@ -54,34 +59,41 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        () = accept_all(&listener, &server, &mut connections, http.connections_max, &shutdown) => {}
+        () = accept_all(&listener, &server, &mut connections.0, http.connections_max, &shutdown) => {}
         () = reload => {}
     }
     drop(listener);
     stopping.cancel();
     server.stop.set();
-    let grace = Duration::from_secs(u64::from(http.shutdown_grace_s));
-    let finished = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(grace, finished).await.is_err() {
-        warn!(connections = connections.len(), "connections are cut: the time to finish requests is up");
-    }
+    while connections.0.join_next().await.is_some() {}
     Ok(())
+}
+
+/// The open connections, each a task that is aborted with them.
+#[derive(Default)]
+struct Connections(JoinSet<()>);
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        while self.0.try_join_next().is_some() {}
+        if !self.0.is_empty() {
+            warn!(connections = self.0.len(), "connections are cut, and the requests on them");
+        }
+    }
 }
 
 struct Server {
     builder: http1::Builder,
+    patience: Patience,
     front: Arc<Front>,
     stop: Stop,
     tls: Option<Tls>,
     crowd: Crowd,
 }
 
-fn builder(http: &Http) -> http1::Builder {
+fn builder(http: &Http, patience: Patience) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder
-        .header_read_timeout(Duration::from_millis(http.header_read_timeout_ms))
-        .max_buf_size(http.headers_bytes_max as usize)
-        .keep_alive(true);
+    builder.header_read_timeout(patience.head).max_buf_size(http.headers_bytes_max as usize).keep_alive(true);
     builder
 }
 
@@ -138,9 +150,9 @@ async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _pla
 
 async fn serve_on(server: &Server, stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr) {
     let service = front::service(Arc::clone(&server.front), peer);
-    // Without a timer hyper leaves the time limit on heads out, and says nothing.
+    let (timer, stream) = HeadTimer::watch(stream, server.patience);
     let mut builder = server.builder.clone();
-    builder.timer(HeadTimer::default());
+    builder.timer(timer);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stopped = pin!(server.stop.notify.notified());
     let (mut listening, mut told) = (false, false);

@@ -5,10 +5,12 @@
 
 mod backends;
 pub mod console;
+mod descriptors;
 mod guard;
 pub mod options;
 pub mod worker;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -28,7 +31,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fanout::Fanout;
 use crate::http;
 use crate::marks::Marker;
-use crate::ports::{Path, Queue as _};
+use crate::ports::{Path, Queue as _, Store as _};
 use crate::publish::Publisher;
 use crate::reader::Reader;
 use crate::relay::{Relay, RelayParts};
@@ -38,10 +41,16 @@ use crate::withdrawals::Withdrawals;
 
 pub use backends::Backends;
 
+/// Pending changes that are counted at the end: to look at so many takes milliseconds.
+const LEFT_COUNTED: u32 = 10_000;
+/// How long that may take, since the time to stop may be up by then.
+const LEFT_LOOK: Duration = Duration::from_millis(500);
+
 /// Runs the service until SIGTERM or SIGINT, then shuts it down in order.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(mut config: Config) -> Result<()> {
+    config.http.connections_max = descriptors::connections(&config)?;
     let mut running = Running::start(&config, Clock::system()).await?;
-    print!("{}", banner(&config, running.addr));
+    announce(&banner(&config, running.addr));
     tokio::select! {
         () = terminated() => {
             info!("stopping");
@@ -76,6 +85,8 @@ struct Tasks {
     server: JoinSet<Result<()>>,
     workers: JoinSet<()>,
     others: JoinSet<()>,
+    /// What the workers have in hand.
+    board: Option<Board>,
     grace: Duration,
 }
 
@@ -162,31 +173,72 @@ impl Running {
         Error::internal(format!("{part} has ended by itself"))
     }
 
-    /// Stops accepting, finishes what is in hand within the configured bound, and tells what is left for the next start.
+    /// Takes nothing more and finishes what is in hand. What is not finished when `http.shutdown_grace_s` is over, all parts
+    /// together, is cut. Tells what is left for the next start.
     pub async fn shutdown(self) -> Result<()> {
-        let grace = self.tasks.grace;
-        self.tasks.http.cancel();
-        if tokio::time::timeout(grace, self.tasks.server.join_all()).await.is_err() {
-            warn!(?grace, "requests were still open when the time to finish them was up");
+        let Self { backends, mut tasks, .. } = self;
+        let deadline = tasks.deadline();
+        tasks.http.cancel();
+        // Beside the requests, not after them: what they still publish is kept, and the next start fans it out.
+        tasks.fanout.cancel();
+        backends.queue.close().await;
+        let fanout = finish_fanout(&mut tasks.workers, tasks.board.as_ref(), deadline);
+        let (_, tasks_cut) = tokio::join!(finish(&mut tasks.server, deadline), fanout);
+        tasks.background.cancel();
+        if !finish(&mut tasks.others, deadline).await {
+            warn!("the relay or the upkeep was cut: the time to stop was up");
         }
-        self.tasks.fanout.cancel();
-        self.backends.queue.close().await;
-        if tokio::time::timeout(grace, self.tasks.workers.join_all()).await.is_err() {
-            warn!(?grace, "fan-out tasks were still in hand when the time to finish them was up");
-        }
-        self.tasks.background.cancel();
-        self.tasks.others.join_all().await;
-        if let Queue::Embedded(_) = self.backends.queue {
-            let mut left = 0;
-            for lane in Lane::ALL {
-                left += self.backends.queue.depth(lane).await?;
-            }
-            info!(tasks_left = left, "stopped; the next start goes on with what is left");
+        if let Queue::Embedded(_) = backends.queue {
+            tell_left(&backends, tasks_cut).await?;
         } else {
             info!("stopped");
         }
         Ok(())
     }
+}
+
+/// Waits for all of a part; what has not ended by the deadline is aborted. Whether all had.
+async fn finish<T: 'static>(part: &mut JoinSet<T>, deadline: Instant) -> bool {
+    let all = async {
+        while let Some(ended) = part.join_next().await {
+            if let Err(error) = ended {
+                warn!(%error, "a part of the service ended badly");
+            }
+        }
+    };
+    let in_time = timeout_at(deadline, all).await.is_ok();
+    // Waits for the aborted ones: they end wherever they wait next, and let go of the store.
+    part.shutdown().await;
+    in_time
+}
+
+/// The same for the fan-out: how many tasks were cut.
+async fn finish_fanout(workers: &mut JoinSet<()>, board: Option<&Board>, deadline: Instant) -> usize {
+    if finish(workers, deadline).await {
+        return 0;
+    }
+    let tasks_cut = board.map_or(0, Board::in_hand);
+    if tasks_cut > 0 {
+        warn!(tasks_cut, "fan-out tasks were still in hand when the time to stop was up; they are done again");
+    }
+    tasks_cut
+}
+
+/// What the next start goes on with: tasks that were in the queue or cut, and changes (posts, edits, retracts) that the relay
+/// has not seen complete. All tasks belong to one of those, and the last second's may be complete already.
+async fn tell_left(backends: &Backends, tasks_cut: usize) -> Result<()> {
+    let mut tasks_queued = 0;
+    for lane in Lane::ALL {
+        tasks_queued += backends.queue.depth(lane).await?;
+    }
+    let store = backends.store.for_path(Path::System);
+    let changes_pending = match timeout(LEFT_LOOK, store.pending(0, None, LEFT_COUNTED)).await {
+        Ok(Ok(page)) if page.next.is_some() => format!("more than {LEFT_COUNTED}"),
+        Ok(Ok(page)) => page.entries.len().to_string(),
+        Ok(Err(_)) | Err(_) => "not known".to_owned(),
+    };
+    info!(%changes_pending, tasks_queued, tasks_cut, "stopped; the next start looks at what is pending and goes on");
+    Ok(())
 }
 
 impl Tasks {
@@ -198,13 +250,20 @@ impl Tasks {
             server: JoinSet::new(),
             workers: JoinSet::new(),
             others: JoinSet::new(),
+            board: None,
             grace,
         }
+    }
+
+    /// When all must have ended that begins to end now.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.grace
     }
 
     /// Fan-out in this process: as many tasks at a time as configured, or tuned.
     fn spawn_workers(&mut self, backends: &Backends, clock: &Clock, config: &Config) -> Board {
         let board = Board::new(FANOUT, clock);
+        self.board = Some(board.clone());
         let fanout = Fanout {
             store: backends.store.for_path(Path::Fanout),
             queue: backends.queue.clone(),
@@ -256,6 +315,12 @@ async fn listen(addr: SocketAddr, field: &str) -> Result<TcpListener> {
         let detail = format!("cannot listen on {addr}");
         Error::new(Kind::Unavailable, code, detail).with_field(field).with_source(e)
     })
+}
+
+/// Writes a word for whoever reads standard output. Nobody may (`fanfold | true`): no reason for a service to end.
+fn announce(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// What `fanfold` prints when it is ready: where everything is, and one line to copy.

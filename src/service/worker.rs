@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Backends, Tasks, listen, relay_parts, terminated};
+use super::{Backends, Tasks, announce, descriptors, finish, finish_fanout, listen, relay_parts, terminated};
 use crate::access::Access;
 use crate::clock::Clock;
 use crate::config::{AccessMode, Config, Mode};
@@ -50,8 +51,10 @@ pub fn runtime(config: &Config) -> Result<Runtime> {
 pub async fn run(role: Role, mut config: Config) -> Result<()> {
     // A worker without a cluster would have nobody to work for.
     config.service.mode = Mode::Cluster;
+    descriptors::raise_for_worker();
     let mut worker = Worker::start(role, &config, Clock::system()).await?;
-    println!("{} {} ready, metrics on http://{}/metrics", role.name(), env!("CARGO_PKG_VERSION"), worker.addr);
+    let (name, version) = (role.name(), env!("CARGO_PKG_VERSION"));
+    announce(&format!("{name} {version} ready, metrics on http://{}/metrics\n", worker.addr));
     tokio::select! {
         () = terminated() => {
             info!("stopping");
@@ -110,24 +113,24 @@ impl Worker {
         Error::internal(format!("{part} has ended by itself"))
     }
 
-    /// Takes nothing more and finishes what is in hand, within the configured bound. What is left comes again elsewhere.
+    /// Takes nothing more and finishes what is in hand. What is not finished when `http.shutdown_grace_s` is over, all parts
+    /// together, is cut, and comes again elsewhere.
     pub async fn shutdown(self) {
         let Self { mut tasks, mut told, telling, backends, role, .. } = self;
+        let deadline = tasks.deadline();
         tasks.fanout.cancel();
         backends.queue.close().await;
-        let grace = tasks.grace;
-        if tokio::time::timeout(grace, async { while tasks.workers.join_next().await.is_some() {} }).await.is_err() {
-            warn!(?grace, left = tasks.workers.len(), "fan-out tasks were still in hand when the time was up");
-        }
+        finish_fanout(&mut tasks.workers, tasks.board.as_ref(), deadline).await;
+        // What is finished and not acknowledged would be done once more.
+        let _ = timeout_at(deadline, backends.queue.flush()).await;
         tasks.background.cancel();
-        if tokio::time::timeout(grace, async { while tasks.others.join_next().await.is_some() {} }).await.is_err() {
-            warn!(?grace, "leases could not be given back in time; they end by themselves");
+        if !finish(&mut tasks.others, deadline).await {
+            warn!("leases could not be given back in time; they end by themselves");
         }
         tasks.http.cancel();
         tasks.server.shutdown().await;
         telling.cancel();
         told.shutdown().await;
-        backends.queue.flush().await;
         info!(role = role.name(), "stopped; what was not finished is done elsewhere");
     }
 }

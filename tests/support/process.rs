@@ -2,10 +2,14 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 /// A running service.
@@ -17,28 +21,37 @@ pub struct Service {
 impl Service {
     /// Starts the binary on a free port, with `settings` in its environment, and waits for its banner.
     pub async fn start(data: &Path, settings: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-        command.envs(settings.iter().copied());
-        Self::spawn(command, data).await
+        Self::spawn(serve(env!("CARGO_BIN_EXE_fanfold"), &[], data, settings)).await
     }
 
     /// The same, but no file it writes may grow beyond `file_bytes_max`: a write beyond fails, as on a full disk.
     pub async fn start_limited(data: &Path, file_bytes_max: u64, settings: &[(&str, &str)]) -> Self {
-        let mut command = Command::new("bash");
-        command.envs(settings.iter().copied());
-        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", file_bytes_max / 1024);
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_fanfold")]);
-        Self::spawn(command, data).await
+        let limit = format!("trap '' XFSZ; ulimit -f {}", file_bytes_max / 1024);
+        Self::spawn(serve_after(&limit, data, settings)).await
     }
 
-    async fn spawn(mut command: Command, data: &Path) -> Self {
-        let mut child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data"])
-            .arg(data)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the binary starts");
+    /// The same, after a line of shell such as `ulimit`; what it logs goes to a file.
+    pub async fn start_logged(shell: &str, log: &Path, data: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut command = serve_after(shell, data, settings);
+        command.stderr(File::create(log).expect("a log file"));
+        Self::spawn(command).await
+    }
+
+    /// Starts the binary and kills it without warning at that moment. Whether it had not said by then that it is ready.
+    pub async fn kill_while_it_starts(data: &Path, settings: &[(&str, &str)], moment: Duration) -> bool {
+        let mut command = serve(env!("CARGO_BIN_EXE_fanfold"), &[], data, settings);
+        let mut child = command.spawn().expect("the binary starts");
+        tokio::time::sleep(moment).await;
+        child.start_kill().expect("killed");
+        let mut said = String::new();
+        child.stdout.take().expect("piped").read_to_string(&mut said).await.expect("readable");
+        let status = child.wait().await.expect("waited");
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "it ended by itself: {status}");
+        !said.contains("API")
+    }
+
+    async fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         loop {
             let line = lines.next_line().await.expect("readable").expect("the service ended before it was ready");
@@ -66,11 +79,33 @@ impl Service {
         self.child.lock().expect("not poisoned").start_kill().expect("killed");
     }
 
+    /// Waits until one that was killed is gone, and with it its hold on the folder.
+    pub async fn gone(self) {
+        self.child.into_inner().expect("not poisoned").wait().await.expect("waited");
+    }
+
     /// Asks it to end, and checks that it does so in order.
     pub async fn stop(self) {
         let mut child = self.child.into_inner().expect("not poisoned");
         let pid = rustix::process::Pid::from_raw(child.id().expect("running").cast_signed()).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
-        assert!(child.wait().await.expect("waited").success());
+        rustix::process::kill_process(pid, Signal::TERM).expect("signalled");
+        let status = child.wait().await.expect("waited");
+        assert!(status.success(), "{status}");
     }
+}
+
+/// `program`, which is or ends as the binary, with what it needs to serve on a free port. It dies with the test.
+fn serve(program: &str, first: &[&str], data: &Path, settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program);
+    // Settings may ask for another log than this.
+    command.env("FANFOLD_LOG", "warn").envs(settings.iter().copied());
+    command.args(first).args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+    command.stdout(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// The same after a line of shell.
+fn serve_after(shell: &str, data: &Path, settings: &[(&str, &str)]) -> Command {
+    let script = format!("{shell}; exec \"$0\" \"$@\"");
+    serve("bash", &["-c", &script, env!("CARGO_BIN_EXE_fanfold")], data, settings)
 }
