@@ -1,10 +1,13 @@
 //! For operators: is it alive, is it ready, what does it do, what can it do.
 
+use std::time::{Duration, Instant};
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use metrics::{counter, gauge};
 use serde::Serialize;
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::App;
@@ -12,6 +15,7 @@ use super::json;
 use super::openapi::{QUERY, problems};
 use super::params;
 use super::problem::Answer;
+use crate::adapters::Queue;
 use crate::domain::Lane;
 use crate::error::Error;
 use crate::ports::{Path, Queue as _, Revisions as _};
@@ -89,17 +93,31 @@ pub(super) async fn refresh(backends: &Backends) {
     for (table, bytes) in backends.store.table_bytes() {
         gauge!("fanfold_store_table_bytes", "table" => table).set(bytes as f64);
     }
-    for lane in Lane::ALL {
-        if let Ok(depth) = backends.queue.depth(lane).await {
-            gauge!("fanfold_queue_tasks", "lane" => lane.name()).set(depth as f64);
-        }
-    }
-    if let Ok(Some(parked)) = backends.queue.parked().await {
-        gauge!("fanfold_queue_parked_messages").set(parked as f64);
-    }
+    refresh_queue(&backends.queue).await;
     gauge!("fanfold_store_up").set(f64::from(u8::from(backends.store.check().is_ok())));
     gauge!("fanfold_revisions_up").set(f64::from(u8::from(backends.revisions.fence().await.is_ok())));
     telemetry::refresh_process_metrics();
+}
+
+/// How often a broker is asked for its depths, however often the metrics are: each lane is several questions to it.
+const ASK_BROKER_EVERY: Duration = Duration::from_secs(1);
+
+async fn refresh_queue(queue: &Queue) {
+    // Of the process, as the metrics are.
+    static ASKED: Mutex<Option<Instant>> = Mutex::const_new(None);
+    let mut asked = ASKED.lock().await;
+    if matches!(queue, Queue::Rabbit(_)) && asked.is_some_and(|asked| asked.elapsed() < ASK_BROKER_EVERY) {
+        return;
+    }
+    for lane in Lane::ALL {
+        if let Ok(depth) = queue.depth(lane).await {
+            gauge!("fanfold_queue_tasks", "lane" => lane.name()).set(depth as f64);
+        }
+    }
+    if let Ok(Some(parked)) = queue.parked().await {
+        gauge!("fanfold_queue_parked_messages").set(parked as f64);
+    }
+    *asked = Some(Instant::now());
 }
 
 problems!(OpenapiProblems: QUERY, &[]);

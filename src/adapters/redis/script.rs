@@ -1,7 +1,7 @@
 //! The operations on records and quotas as Lua scripts: atomic, and a hundred records a call.
 
 use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, Script};
+use redis::{ErrorKind, RedisResult, Script, ServerErrorKind};
 
 use crate::domain::revision::RING_MAX;
 use crate::domain::{Change, Charge, Holder, PostId};
@@ -46,15 +46,29 @@ impl Scripts {
         &self,
         mut connection: MultiplexedConnection,
         keys: &Keys,
-        viewers: impl Iterator<Item = &'a str>,
+        viewers: impl ExactSizeIterator<Item = &'a str>,
         change: Change,
     ) -> RedisResult<()> {
-        let mut call = self.bump.prepare_invoke();
+        // Not by way of [`Script`], which copies every key twice; this is the most frequent call there is.
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.bump.get_hash()).arg(viewers.len());
+        let mut key = keys.records.clone();
         for viewer in viewers {
-            call.key(keys.record(viewer));
+            key.truncate(keys.records.len());
+            key.push_str(viewer);
+            call.arg(&key);
         }
-        call.arg(change.post_id.as_bytes()).arg(&change.version.to_be_bytes()).arg(&keys.channels);
-        call.arg(keys.records.len()).invoke_async(&mut connection).await
+        call.arg(change.post_id.as_bytes())
+            .arg(&change.version.to_be_bytes())
+            .arg(&keys.channels)
+            .arg(keys.records.len());
+        match call.query_async(&mut connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.bump.load_async(&mut connection).await?;
+                call.query_async(&mut connection).await
+            }
+            bumped => bumped,
+        }
     }
 
     /// Marks `posts` in a viewer's record; its head before and after, if there is one.

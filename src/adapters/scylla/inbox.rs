@@ -128,7 +128,7 @@ impl ScyllaStore {
         }
         let state = self.shared.requests.session().get_cluster_state();
         let keyspace = &self.shared.options.cluster.keyspace;
-        let mut groups: HashMap<Vec<(Uuid, u32)>, Vec<usize>> = HashMap::new();
+        let mut groups: HashMap<Vec<(Uuid, u32)>, Vec<usize>, foldhash::fast::RandomState> = HashMap::default();
         let mut alone = Vec::new();
         for (n, viewer) in viewers.iter().enumerate() {
             let token = state.compute_token(keyspace, "inbox", &(viewer.as_str(),));

@@ -13,28 +13,27 @@ local function next_counter(record)
   return high, low + 1
 end
 
--- Where in `ring` the entry of post `id` begins. An id may also be found across two entries: only aligned ones count.
-local function find(ring, id)
-  local at = string.find(ring, id, 1, true)
-  while at and at % ENTRY ~= 5 do at = string.find(ring, id, at + 1, true) end
+-- Where in `record` the entry of post `id` begins. An id may also be found across two entries: only aligned ones count.
+local function find(record, id)
+  local at = string.find(record, id, HEAD + 1, true)
+  while at and (at - HEAD) % ENTRY ~= 5 do at = string.find(record, id, at + 1, true) end
   return at and at - 4
 end
 
--- The record after one more change; nil for a change it has already, unless every one counts.
+-- The record after one more change; nil for a change it has already, unless every one counts. Strings cost most here, so
+-- there is no copy but the result and what goes into it.
 local function push(record, id, stamp, always)
   local high, low = next_counter(record)
-  local floor, ring = string.sub(record, 17, HEAD), string.sub(record, HEAD + 1)
-  local at = find(ring, id)
+  local epoch, counter = string.sub(record, 1, 8), struct.pack('>I4I4', high, low)
+  local entry = string.sub(counter, 5) .. id .. stamp
+  local at = find(record, id)
   if at then
-    if not always and string.sub(ring, at + 20, at + 23) == stamp then return nil end
-    ring = string.sub(ring, 1, at - 1) .. string.sub(ring, at + ENTRY)
-  elseif #ring == RING then
-    -- An entry has the low half only: it is at most 2^32 behind, so a larger low half means one less in the high one.
-    local fallen = struct.unpack('>I4', ring)
-    floor = struct.pack('>I4I4', fallen > low and high - 1 or high, fallen)
-    ring = string.sub(ring, ENTRY + 1)
+    if not always and string.sub(record, at + 20, at + 23) == stamp then return nil end
+    return epoch .. counter .. string.sub(record, 17, at - 1) .. string.sub(record, at + ENTRY) .. entry
   end
-  return string.sub(record, 1, 8) .. struct.pack('>I4I4', high, low) .. floor .. ring
-    .. struct.pack('>I4', low) .. id .. stamp
+  if #record < HEAD + RING then return epoch .. counter .. string.sub(record, 17) .. entry end
+  -- An entry has the low half only: it is at most 2^32 behind, so a larger low half means one less in the high one.
+  local fallen = struct.unpack('>I4', record, HEAD + 1)
+  local floor = struct.pack('>I4I4', fallen > low and high - 1 or high, fallen)
+  return epoch .. counter .. floor .. string.sub(record, HEAD + ENTRY + 1) .. entry
 end
-
