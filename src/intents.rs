@@ -1,5 +1,6 @@
-//! Intents: the row of a mark is there, its bump may not be. Whoever marks clears its own; what is left the relay bumps
-//! once more. A bump too many costs a client one fetch, a bump too few would let "unchanged" lie.
+//! Intents: marks that were ordered. Their rows may be there, or some of them, and the bump may not be. Whoever marks
+//! clears its own; of what is left the relay writes the rows and bumps once more, in this order: a row that a replica
+//! missed must not show later, after the bump. A bump too many costs a client one fetch, one too few lets "unchanged" lie.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -50,7 +51,7 @@ impl Intents {
         Self { store, revisions, shard, last: None, met: HashMap::new() }
     }
 
-    /// Bumps for the intents that were there in an earlier pass already; answers for how many.
+    /// Drives the intents that were there in an earlier pass already; answers for how many.
     pub async fn pass(&mut self) -> Result<usize> {
         if self.last.is_some_and(|last| last.elapsed() < EVERY) {
             return Ok(0);
@@ -72,7 +73,9 @@ impl Intents {
     }
 
     async fn drive(&mut self, intent: &Intent) -> Result<bool> {
-        let bump = self.revisions.bump_marks(&intent.viewer, &intent.post_ids).await?;
+        // Gone meanwhile: whoever cleared it has bumped.
+        let Some(posts) = self.store.finish_intent(intent).await? else { return Ok(false) };
+        let bump = self.revisions.bump_marks(&intent.viewer, &posts).await?;
         let cleared = clear(&self.store, &intent.viewer, intent.id, &bump).await?;
         if cleared {
             self.met.remove(&intent.id);

@@ -1,0 +1,149 @@
+//! Marks and their intents in a real cluster, where `FANFOLD_TEST_CQL` names one: whoever sets marks ends, or sleeps, at
+//! any point of it, and somebody else finishes.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use fanfold::adapters::scylla::ScyllaStore;
+use fanfold::domain::{Mark, Post, PostId, ViewerId};
+use fanfold::ports::{Intent, MarkOrder, Store as _};
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use tokio::sync::Notify;
+
+use crate::cluster_store::{OpenStore, intents_of, keyspace};
+use crate::{START, post_at, viewer};
+
+const MINUTE_MICROS: i64 = 60_000_000;
+
+struct Woken(Notify);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+}
+
+/// Lets a future run until `halt` holds, which is looked at before each of its steps; it then stays where it is, a step later
+/// than what `halt` has seen at most. What it comes to, if it ends before.
+async fn run_until<F: Future>(mut future: Pin<&mut F>, mut halt: impl AsyncFnMut() -> bool) -> Option<F::Output> {
+    let woken = Arc::new(Woken(Notify::new()));
+    let waker = Waker::from(Arc::clone(&woken));
+    while !halt().await {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return Some(output),
+            Poll::Pending => woken.0.notified().await,
+        }
+    }
+    None
+}
+
+/// Rows of a viewer, without marks.
+async fn rows_for(store: &ScyllaStore, viewer: &ViewerId, count: usize) -> Vec<PostId> {
+    let posts: Vec<Post> = (0..count).map(|_| post_at(START, 1)).collect();
+    for post in &posts {
+        store.create_post(post, &[]).await.expect("created");
+        store.write_rows(post, std::slice::from_ref(viewer)).await.expect("written");
+    }
+    posts.iter().map(|post| post.id).collect()
+}
+
+/// How many of these are archived.
+async fn archived(store: &ScyllaStore, viewer: &ViewerId, ids: &[PostId]) -> usize {
+    let rows = store.rows(viewer, ids).await.expect("read");
+    rows.iter().flatten().filter(|row| row.marks.has(Mark::Archived)).count()
+}
+
+fn archive<'a>(viewer: &'a ViewerId, post_ids: &'a [PostId], value: bool) -> MarkOrder<'a> {
+    MarkOrder { viewer, post_ids, mark: Mark::Archived, value, now: START }
+}
+
+/// The only intent of a viewer is finished; all posts are archived then, and are those to bump for.
+async fn finish(store: &ScyllaStore, viewer: &ViewerId, ids: &[PostId]) {
+    let intents = intents_of(store, viewer).await;
+    assert_eq!(intents.len(), 1, "{intents:?}");
+    let to_bump = store.finish_intent(&intents[0]).await.expect("finished").expect("still there");
+    assert_eq!(to_bump, ids);
+    assert_eq!(archived(store, viewer, ids).await, ids.len());
+}
+
+#[tokio::test]
+async fn a_bulk_mark_whose_writer_ends_between_its_batches_is_finished() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (other, _) = opened.other().await;
+    let ben = viewer("ben");
+    let ids = rows_for(&opened.store, &ben, 200).await;
+    {
+        let order = archive(&ben, &ids, true);
+        let marking = pin!(opened.store.mark(&order));
+        let ended = run_until(marking, async || archived(&other, &ben, &ids).await > 0).await;
+        assert!(ended.is_none(), "there is more than one batch");
+    }
+    let some = archived(&other, &ben, &ids).await;
+    assert!((1..200).contains(&some), "{some}");
+    finish(&other, &ben, &ids).await;
+}
+
+/// The clock jumps whenever the writer waits, as if it were stopped again and again: each minute is over by the time the
+/// intent is in it.
+#[tokio::test]
+async fn nothing_is_marked_by_an_intent_that_came_too_late() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (other, _) = opened.other().await;
+    let ben = viewer("ben");
+    let ids = rows_for(&opened.store, &ben, 1).await;
+    let order = archive(&ben, &ids, true);
+    let jump = async || {
+        opened.clock.set(opened.clock.now().after(Duration::from_secs(61)));
+        false
+    };
+    let ended = run_until(pin!(opened.store.mark(&order)), jump).await.expect("nothing halts it");
+    assert_eq!(ended.expect_err("refused").code(), "store_unavailable");
+    assert_eq!(archived(&other, &ben, &ids).await, 0);
+    opened.clock.set(START);
+    assert_eq!(intents_of(&other, &ben).await, [], "none is left for tomorrow");
+    let marked = opened.store.mark(&order).await.expect("marked");
+    assert_eq!(marked.changed, ids);
+}
+
+#[tokio::test]
+async fn finishing_late_undoes_no_later_mark() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let ben = viewer("ben");
+    let ids = rows_for(&opened.store, &ben, 3).await;
+    let first = opened.store.mark(&archive(&ben, &ids, true)).await.expect("marked").intent.expect("noted");
+    opened.store.mark(&archive(&ben, &ids[..1], false)).await.expect("taken back");
+    opened.store.finish_intent(&Intent { id: first, viewer: ben.clone() }).await.expect("finished");
+    assert_eq!(archived(&opened.store, &ben, &ids[..1]).await, 0);
+    assert_eq!(archived(&opened.store, &ben, &ids[1..]).await, 2);
+}
+
+async fn session(points: &[String]) -> Session {
+    SessionBuilder::new().known_nodes(points).build().await.expect("connected")
+}
+
+/// The minute all tests are in, and the id of an intent of shard 5 in it.
+fn place(n: i64) -> (i32, i64) {
+    let minute = START.micros() / MINUTE_MICROS;
+    (i32::try_from(minute).expect("a minute"), minute << 32 | (n * 8 + 5))
+}
+
+#[tokio::test]
+async fn an_intent_of_an_older_release_is_bumped_for_and_cleared() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (ben, id) = (viewer("ben"), PostId::new(START, rand::random()));
+    let (minute, mark_id) = place(1);
+    let text = format!(
+        "INSERT INTO {}.intents (shard, minute, viewer_id, mark_id, post_ids) VALUES (5, ?, ?, ?, ?) USING TIMESTAMP 1",
+        keyspace(&opened.points).await
+    );
+    let posts = vec![uuid::Uuid::from_bytes(*id.as_bytes())];
+    session(&opened.points).await.query_unpaged(text, (minute, ben.as_str(), mark_id, posts)).await.expect("written");
+    let found = intents_of(&opened.store, &ben).await;
+    assert_eq!(found.len(), 1);
+    assert_eq!(opened.store.finish_intent(&found[0]).await.expect("read"), Some(vec![id]));
+    opened.store.clear_intent(&ben, found[0].id).await.expect("cleared");
+    assert_eq!(intents_of(&opened.store, &ben).await, []);
+}
