@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::adapters::{Revisions, Store};
 use crate::domain::ViewerId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::faults::{self, Planted};
 use crate::ports::{Intent, MarkBump, Revisions as _, Store as _};
 
@@ -18,6 +18,9 @@ use crate::ports::{Intent, MarkBump, Revisions as _, Store as _};
 const PASS_MAX: u32 = 500;
 /// Between passes: whoever set the mark has most likely cleared it by then, and each look costs reads.
 const EVERY: Duration = Duration::from_secs(2);
+
+/// Failures after which a pass ends: what fails all of them, such as a store that is away, must not keep the relay.
+const FAILURES_MAX: usize = 8;
 
 /// How long one is remembered that no pass has met again.
 const FORGET_AFTER: Duration = Duration::from_secs(300);
@@ -42,7 +45,15 @@ pub struct Intents {
     shard: u32,
     last: Option<Instant>,
     /// Those that were met lately: when first, when last.
-    met: HashMap<u64, (Instant, Instant)>,
+    met: HashMap<u64, Met>,
+}
+
+/// An intent that was met.
+#[derive(Debug)]
+struct Met {
+    first: Instant,
+    last: Instant,
+    failures: u32,
 }
 
 impl Intents {
@@ -58,18 +69,37 @@ impl Intents {
         }
         self.last = Some(Instant::now());
         let found = self.store.intents(self.shard, PASS_MAX).await?;
-        let now = Instant::now();
-        // Not every pass looks everywhere: what it has not met may still be there.
-        self.met.retain(|_, (_, last)| last.elapsed() < FORGET_AFTER);
-        let mut driven = 0;
-        for intent in &found {
-            let (first, last) = self.met.entry(intent.id).or_insert((now, now));
-            *last = now;
-            if *first < now {
-                driven += usize::from(self.drive(intent).await?);
+        let (mut driven, mut failed) = (0, 0);
+        for intent in self.due(found) {
+            match self.drive(&intent).await {
+                Ok(cleared) => driven += usize::from(cleared),
+                Err(error) => {
+                    failed += 1;
+                    self.failed(&intent, &error);
+                }
+            }
+            if failed == FAILURES_MAX {
+                break;
             }
         }
         Ok(driven)
+    }
+
+    /// Those that were met before. What has failed comes last: it must not keep the others back.
+    fn due(&mut self, found: Vec<Intent>) -> Vec<Intent> {
+        let now = Instant::now();
+        // Not every pass looks everywhere: what it has not met may still be there.
+        self.met.retain(|_, met| met.last.elapsed() < FORGET_AFTER);
+        let mut due = Vec::new();
+        for intent in found {
+            let met = self.met.entry(intent.id).or_insert(Met { first: now, last: now, failures: 0 });
+            met.last = now;
+            if met.first < now {
+                due.push((met.failures, intent));
+            }
+        }
+        due.sort_by_key(|(failures, _)| *failures);
+        due.into_iter().map(|(_, intent)| intent).collect()
     }
 
     async fn drive(&mut self, intent: &Intent) -> Result<bool> {
@@ -83,5 +113,13 @@ impl Intents {
             debug!(intent = intent.id, shard = self.shard, "a lost bump of marks was made up for");
         }
         Ok(cleared)
+    }
+
+    fn failed(&mut self, intent: &Intent, error: &Error) {
+        counter!("fanfold_relay_intents_failed_total").increment(1);
+        if let Some(met) = self.met.get_mut(&intent.id) {
+            met.failures = met.failures.saturating_add(1);
+        }
+        warn!(%error, intent = intent.id, shard = self.shard, "a lost bump of marks cannot be driven now");
     }
 }

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use fanfold::adapters::scylla::ScyllaStore;
+use fanfold::adapters::embedded::{EmbeddedRevisions, RevisionLimits};
+use fanfold::adapters::scylla::{ScyllaStore, migrate};
+use fanfold::adapters::{Revisions, Store};
+use fanfold::clock::Clock;
 use fanfold::domain::{Mark, Post, PostId, ViewerId};
-use fanfold::ports::{Intent, MarkOrder, Store as _};
+use fanfold::intents::Intents;
+use fanfold::ports::{Intent, MarkOrder, Revisions as _, Store as _};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use tokio::sync::Notify;
 
-use crate::cluster_store::{OpenStore, intents_of, keyspace};
+use crate::cluster_store::{OpenStore, cluster, connect, fresh_keyspace, intents_of, keyspace, migration, server};
+use crate::wait::eventually;
 use crate::{START, post_at, viewer};
 
 const MINUTE_MICROS: i64 = 60_000_000;
@@ -146,4 +151,42 @@ async fn an_intent_of_an_older_release_is_bumped_for_and_cleared() {
     assert_eq!(opened.store.finish_intent(&found[0]).await.expect("read"), Some(vec![id]));
     opened.store.clear_intent(&ben, found[0].id).await.expect("cleared");
     assert_eq!(intents_of(&opened.store, &ben).await, []);
+}
+
+/// Two that can never be driven, met before one that can, in the same minute and shard. Of that one no mark is there yet.
+#[tokio::test]
+async fn an_intent_that_keeps_failing_keeps_none_back() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
+    let store = connect(&points, &name, &Clock::manual(START)).await;
+    let ben = viewer("ben");
+    let id = rows_for(&store, &ben, 1).await[0];
+    let post = uuid::Uuid::from_bytes(*id.as_bytes());
+    let session = session(&points).await;
+    // A name that no viewer has, a timestamp that no store takes.
+    for (n, viewer, at) in [(1, ".", 1), (2, "a", i64::MIN), (3, ben.as_str(), 1)] {
+        let (minute, mark_id) = place(n);
+        let text = format!(
+            "INSERT INTO {name}.mark_intents (shard, minute, viewer_id, mark_id, value, marks) \
+             VALUES (5, ?, ?, ?, 1, ?) USING TIMESTAMP 1"
+        );
+        let marks = vec![(post, at, 4_i8)];
+        session.query_unpaged(text, (minute, viewer, mark_id, marks)).await.expect("written");
+    }
+    let fence = store.register_fence(1, "a life").await.expect("registered");
+    let revisions = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 100, waiters_max: 100 });
+    let before = revisions.open(&ben).await.expect("opened");
+    let mut relay = Intents::new(Store::Scylla(store.clone()), Revisions::Embedded(revisions.clone()), 5);
+    let mut driven = 0;
+    eventually("the third is driven", async || {
+        driven += relay.pass().await.expect("what fails ends no pass");
+        driven > 0
+    })
+    .await;
+    assert_eq!(archived(&store, &ben, &[id]).await, 1);
+    assert_ne!(revisions.current(&ben).await.expect("read"), Some(before));
+    let left: Vec<_> = store.intents(5, 100).await.expect("read").into_iter().map(|intent| intent.viewer).collect();
+    assert_eq!(left, [ViewerId::parse("viewer", "a").expect("valid")]);
+    session.query_unpaged(format!("DROP KEYSPACE {name}"), ()).await.expect("dropped");
 }
