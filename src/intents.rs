@@ -1,15 +1,16 @@
-//! Intents: the row of a mark is there, its bump may not be. Whoever marks clears its own; what is left the relay bumps
-//! once more. A bump too many costs a client one fetch, a bump too few would let "unchanged" lie.
+//! Intents: marks that were ordered. Their rows may be there, or some of them, and the bump may not be. Whoever marks
+//! clears its own; of what is left the relay writes the rows and bumps once more, in this order: a row that a replica
+//! missed must not show later, after the bump. A bump too many costs a client one fetch, one too few lets "unchanged" lie.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::adapters::{Revisions, Store};
 use crate::domain::ViewerId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::faults::{self, Planted};
 use crate::ports::{Intent, MarkBump, Revisions as _, Store as _};
 
@@ -17,6 +18,9 @@ use crate::ports::{Intent, MarkBump, Revisions as _, Store as _};
 const PASS_MAX: u32 = 500;
 /// Between passes: whoever set the mark has most likely cleared it by then, and each look costs reads.
 const EVERY: Duration = Duration::from_secs(2);
+
+/// Failures after which a pass ends: what fails all of them, such as a store that is away, must not keep the relay.
+const FAILURES_MAX: usize = 8;
 
 /// How long one is remembered that no pass has met again.
 const FORGET_AFTER: Duration = Duration::from_secs(300);
@@ -41,7 +45,15 @@ pub struct Intents {
     shard: u32,
     last: Option<Instant>,
     /// Those that were met lately: when first, when last.
-    met: HashMap<u64, (Instant, Instant)>,
+    met: HashMap<u64, Met>,
+}
+
+/// An intent that was met.
+#[derive(Debug)]
+struct Met {
+    first: Instant,
+    last: Instant,
+    failures: u32,
 }
 
 impl Intents {
@@ -50,29 +62,50 @@ impl Intents {
         Self { store, revisions, shard, last: None, met: HashMap::new() }
     }
 
-    /// Bumps for the intents that were there in an earlier pass already; answers for how many.
+    /// Drives the intents that were there in an earlier pass already; answers for how many.
     pub async fn pass(&mut self) -> Result<usize> {
         if self.last.is_some_and(|last| last.elapsed() < EVERY) {
             return Ok(0);
         }
         self.last = Some(Instant::now());
         let found = self.store.intents(self.shard, PASS_MAX).await?;
-        let now = Instant::now();
-        // Not every pass looks everywhere: what it has not met may still be there.
-        self.met.retain(|_, (_, last)| last.elapsed() < FORGET_AFTER);
-        let mut driven = 0;
-        for intent in &found {
-            let (first, last) = self.met.entry(intent.id).or_insert((now, now));
-            *last = now;
-            if *first < now {
-                driven += usize::from(self.drive(intent).await?);
+        let (mut driven, mut failed) = (0, 0);
+        for intent in self.due(found) {
+            match self.drive(&intent).await {
+                Ok(cleared) => driven += usize::from(cleared),
+                Err(error) => {
+                    failed += 1;
+                    self.failed(&intent, &error);
+                }
+            }
+            if failed == FAILURES_MAX {
+                break;
             }
         }
         Ok(driven)
     }
 
+    /// Those that were met before. What has failed comes last: it must not keep the others back.
+    fn due(&mut self, found: Vec<Intent>) -> Vec<Intent> {
+        let now = Instant::now();
+        // Not every pass looks everywhere: what it has not met may still be there.
+        self.met.retain(|_, met| met.last.elapsed() < FORGET_AFTER);
+        let mut due = Vec::new();
+        for intent in found {
+            let met = self.met.entry(intent.id).or_insert(Met { first: now, last: now, failures: 0 });
+            met.last = now;
+            if met.first < now {
+                due.push((met.failures, intent));
+            }
+        }
+        due.sort_by_key(|(failures, _)| *failures);
+        due.into_iter().map(|(_, intent)| intent).collect()
+    }
+
     async fn drive(&mut self, intent: &Intent) -> Result<bool> {
-        let bump = self.revisions.bump_marks(&intent.viewer, &intent.post_ids).await?;
+        // Gone meanwhile: whoever cleared it has bumped.
+        let Some(posts) = self.store.finish_intent(intent).await? else { return Ok(false) };
+        let bump = self.revisions.bump_marks(&intent.viewer, &posts).await?;
         let cleared = clear(&self.store, &intent.viewer, intent.id, &bump).await?;
         if cleared {
             self.met.remove(&intent.id);
@@ -80,5 +113,13 @@ impl Intents {
             debug!(intent = intent.id, shard = self.shard, "a lost bump of marks was made up for");
         }
         Ok(cleared)
+    }
+
+    fn failed(&mut self, intent: &Intent, error: &Error) {
+        counter!("fanfold_relay_intents_failed_total").increment(1);
+        if let Some(met) = self.met.get_mut(&intent.id) {
+            met.failures = met.failures.saturating_add(1);
+        }
+        warn!(%error, intent = intent.id, shard = self.shard, "a lost bump of marks cannot be driven now");
     }
 }

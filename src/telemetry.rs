@@ -103,6 +103,7 @@ fn describe() {
         "1 while there is a confirmed fence, else 0: polls answer 503"
     );
     describe_counter!("fanfold_relay_intents_total", Unit::Count, "Lost bumps of marks that the relay has made up for");
+    describe_counter!("fanfold_relay_intents_failed_total", Unit::Count, "Tries to make up for one that failed");
     describe_gauge!("fanfold_queue_tasks", Unit::Count, "Fan-out tasks waiting, by lane");
     describe_counter!("fanfold_revision_polls_total", Unit::Count, "Polls answered, by result");
     describe_counter!(

@@ -188,6 +188,7 @@ impl ports::Store for Store {
         mark(order: &MarkOrder<'_>) -> Result<Marked>;
         clear_intent(viewer: &ViewerId, intent: u64) -> Result<()>;
         intents(shard: u32, limit: u32) -> Result<Vec<Intent>>;
+        finish_intent(intent: &Intent) -> Result<Option<Vec<PostId>>>;
         pending(shard: u32, from: Option<Pending>, limit: u32) -> Result<PendingPage>;
         settle(settled: &[Settled]) -> Result<()>;
         withdrawals() -> Result<Vec<Withdrawal>>;

@@ -167,15 +167,13 @@ pub struct PendingPage {
     pub next: Option<Pending>,
 }
 
-/// Marks whose bump may not have come yet.
+/// Marks that may not all be written, and whose bump may not have come yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
     /// Its name, as in [`Marked::intent`].
     pub id: u64,
     /// Whose inbox.
     pub viewer: ViewerId,
-    /// The posts whose marks changed.
-    pub post_ids: Vec<PostId>,
 }
 
 /// An entry of the fence registry.
@@ -256,14 +254,19 @@ pub trait Store {
     /// Some rows of an inbox, in the order asked; `None` where there is none.
     fn rows(&self, viewer: &ViewerId, ids: &[PostId]) -> impl Future<Output = Result<Vec<Option<Row>>>> + Send;
 
-    /// Sets or clears marks, with an intent where a lost bump is possible.
+    /// Sets or clears marks, with an intent where a lost bump is possible: it is there before any of them. After an `Err`
+    /// they may all be set yet, by [`Store::finish_intent`].
     fn mark(&self, order: &MarkOrder<'_>) -> impl Future<Output = Result<Marked>> + Send;
 
     /// Clears an intent whose bump has come.
     fn clear_intent(&self, viewer: &ViewerId, intent: u64) -> impl Future<Output = Result<()>> + Send;
 
-    /// Up to `limit` intents of a shard that were not cleared yet.
+    /// Up to `limit` intents of a shard that were not cleared yet. One that cannot be read keeps none of the others back.
     fn intents(&self, shard: u32, limit: u32) -> impl Future<Output = Result<Vec<Intent>>> + Send;
+
+    /// Writes all marks of an intent as they were ordered, however far whoever ordered them came; later ones stay. The
+    /// posts to bump for; `None` if the intent is gone.
+    fn finish_intent(&self, intent: &Intent) -> impl Future<Output = Result<Option<Vec<PostId>>>> + Send;
 
     /// Into how many shards the relay's work is cut.
     fn shards(&self) -> u32;

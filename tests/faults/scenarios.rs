@@ -45,6 +45,8 @@ pub fn all() -> Vec<Scenario> {
         killed!("api-pending", "API killed -9 between pending and commit", Api, "store.pending"),
         killed!("api-committed", "API killed -9 between commit and publish", Api, "publish.committed"),
         killed!("api-changed", "API killed -9 between an edit's commit and its answer", Api, "store.changed"),
+        killed!("api-intent", "API killed -9 between a mark's intent and its row", Api, "store.intent"),
+        scenario!("api-bulk-mark", "API killed -9 between the batches of a bulk mark", Nothing, api_bulk_mark),
         killed!("api-mark", "API killed -9 between a mark's row and its bump", Api, "mark.written"),
         scenario!("api-stopped", "API stopped before a commit, and continued", Nothing, api_stopped),
         scenario!("editor-lost", "an editor loses against one that is killed -9", Nothing, editor_lost),
@@ -97,6 +99,58 @@ async fn api_stopped(stage: &mut Stage) -> Outcome<Faulted> {
     stage.hold(8.0).await;
     stage.apis[0].signal(Signal::CONT)?;
     Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// More marks than a batch takes, on an inbox of the scenario's own: all of them are there in the end, and whoever held it
+/// hears of them.
+async fn api_bulk_mark(stage: &mut Stage) -> Outcome<Faulted> {
+    stage.standard(Role::Api, &["store.marks=kill@1"], Env::new()).await?;
+    publish_many(stage, 100).await?;
+    let base = "/v1/viewers/many-items";
+    let (_, page) = get(stage, &format!("{base}/inbox?limit=100")).await?;
+    let ids: Vec<_> = page["items"].as_array().into_iter().flatten().map(|item| item["post_id"].clone()).collect();
+    let order = json!({ "mark": "read", "value": true, "post_ids": ids });
+    let marks = format!("{}{base}/inbox/marks", stage.apis[0].url());
+    if let Ok(answer) = stage.client.post(marks).json(&order).send().await {
+        return Err(format!("the node was to be killed, but answered {answer:?}"));
+    }
+    stage.apis[0].killed_times(1).await?;
+    stage.apis[0].ready(&stage.client).await?;
+    until("all are marked", Duration::from_secs(30), async || {
+        let page = get(stage, &format!("{base}/inbox?limit=1")).await;
+        page.is_ok_and(|(_, page)| page["unread_count"]["value"] == 0)
+    })
+    .await?;
+    let poll = format!("{base}/revision?since={}", page["token"].as_str().ok_or("no token")?);
+    let told = async || get(stage, &poll).await.is_ok_and(|(status, _)| status == 200);
+    until("whoever holds the inbox is told", Duration::from_secs(5), told).await?;
+    Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// Posts to a viewer of their own, fanned out.
+async fn publish_many(stage: &Stage, posts: u64) -> Outcome<()> {
+    let mut ids = Vec::new();
+    for number in 0..posts {
+        let data = json!({ "number": 910_000_000 + number });
+        let body = json!({ "type": "test.post", "data": data, "audience": { "viewers": ["many-items"] } });
+        let sent = stage.client.post(format!("{}/v1/posts", stage.apis[1].url())).json(&body).send().await;
+        let post = sent.map_err(|error| format!("publish: {error}"))?.json::<serde_json::Value>().await;
+        let post = post.map_err(|error| format!("publish: {error}"))?;
+        ids.push(post["post_id"].as_str().ok_or("no post id")?.to_owned());
+    }
+    for id in ids {
+        let path = format!("/v1/posts/{id}");
+        let done = async || get(stage, &path).await.is_ok_and(|(_, post)| post["fanout"]["status"] == "done");
+        until("a post of many is fanned out", Duration::from_secs(60), done).await?;
+    }
+    Ok(())
+}
+
+/// What the second API node answers: its status, and its body if it has one.
+async fn get(stage: &Stage, path: &str) -> Outcome<(u16, serde_json::Value)> {
+    let answer = stage.client.get(format!("{}{path}", stage.apis[1].url())).send().await;
+    let answer = answer.map_err(|error| format!("{path}: {error}"))?;
+    Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
 }
 
 async fn worker_stopped(stage: &mut Stage) -> Outcome<Faulted> {

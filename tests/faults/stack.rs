@@ -137,7 +137,7 @@ impl Keyspace {
                 left.examples.push(format!("pending {id} at {version}"));
             }
         }
-        for (viewer, mark) in self.rows::<(String, i64)>("SELECT viewer_id, mark_id FROM {ks}.intents").await? {
+        for (viewer, mark) in self.rows::<(String, i64)>("SELECT viewer_id, mark_id FROM {ks}.mark_intents").await? {
             left.intents += 1;
             left.examples.push(format!("intent {mark} of {viewer}"));
         }

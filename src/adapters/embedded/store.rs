@@ -402,6 +402,10 @@ impl Store for EmbeddedStore {
         Ok(Vec::new())
     }
 
+    async fn finish_intent(&self, _: &Intent) -> Result<Option<Vec<PostId>>> {
+        Ok(None)
+    }
+
     fn shards(&self) -> u32 {
         1
     }

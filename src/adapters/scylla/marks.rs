@@ -1,22 +1,20 @@
-//! Marks: read, decide, write. The row and the intent to bump go together.
+//! Marks: read, decide, note, write. What is to be written is noted first (`intents.rs`).
 
 use std::collections::HashMap;
 
 use scylla::DeserializeRow;
-use scylla::serialize::row::SerializeRow;
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::value::MaybeUnset;
 use uuid::Uuid;
 
 use super::inbox::RowCells;
-use super::minutes::minute_of;
-use super::scan::SHARDS;
-use super::{IN_MAX, ScyllaStore, ttl_until, uuid_of};
+use super::{IN_MAX, ScyllaStore, id_of, uuid_of};
 use crate::domain::{Marks, PostId, Row, Time, ViewerId};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::faults;
 use crate::ports::{MarkOrder, Marked};
 
-/// Marks in a batch: with the intent of a thousand posts still below the 50 KB at which Cassandra refuses a batch.
+/// Marks in a batch: a tenth of the 50 KB at which a batch is refused.
 const BATCH_MARKS: usize = 64;
 
 #[derive(DeserializeRow)]
@@ -50,53 +48,61 @@ impl MarkedCells {
     }
 }
 
+/// One mark as it is to be written: the post, the timestamp, which cells.
+pub(super) type MarkCells = (Uuid, i64, i8);
+
+const SEEN: i8 = 1;
+const READ: i8 = 2;
+const ARCHIVED: i8 = 4;
+
+/// Marks as they are to be written, whoever writes them in the end.
+pub(super) struct Marking<'a> {
+    pub(super) viewer: &'a ViewerId,
+    /// What their cells get; cleared is 0, never null, so that it keeps the time it was written at.
+    pub(super) value: i64,
+    pub(super) cells: Vec<MarkCells>,
+}
+
 /// The values of the marks of one row: timestamp, time to live, seen, read, archived, viewer, post.
 type MarkValues<'a> = (i64, i32, MaybeUnset<i64>, MaybeUnset<i64>, MaybeUnset<i64>, &'a str, Uuid);
 
-/// What a mark changes; cleared is 0, never null, so that it keeps the time it was written at.
-fn changed(before: Option<Time>, after: Option<Time>) -> MaybeUnset<i64> {
-    if before == after { MaybeUnset::Unset } else { MaybeUnset::Set(after.map_or(0, Time::micros)) }
+impl Marking<'_> {
+    fn values(&self, (post, at, cells): MarkCells, ttl: i32) -> MarkValues<'_> {
+        let cell = |bit: i8| if cells & bit == 0 { MaybeUnset::Unset } else { MaybeUnset::Set(self.value) };
+        (at, ttl, cell(SEEN), cell(READ), cell(ARCHIVED), self.viewer.as_str(), post)
+    }
 }
 
-fn values<'a>(viewer: &'a ViewerId, id: PostId, at: i64, ttl: i32, before: Marks, after: Marks) -> MarkValues<'a> {
-    (
-        at,
-        ttl,
-        changed(before.seen_at, after.seen_at),
-        changed(before.read_at, after.read_at),
-        changed(before.archived_at, after.archived_at),
-        viewer.as_str(),
-        uuid_of(id),
-    )
-}
-
-/// Where an intent lies follows from its id: `minute << 32 | random`.
-fn intent_bucket(intent: u64) -> Result<(i16, i32, i64)> {
-    let minute = i32::try_from(intent >> 32).ok();
-    let (minute, id) = minute.zip(i64::try_from(intent).ok()).ok_or_else(|| Error::internal("no id of an intent"))?;
-    // Less than SHARDS, which is small.
-    Ok(((intent % u64::from(SHARDS)) as i16, minute, id))
+/// Which cells an order changes.
+fn changed(before: Marks, after: Marks) -> i8 {
+    let cell = |bit, before: Option<Time>, after: Option<Time>| if before == after { 0 } else { bit };
+    cell(SEEN, before.seen_at, after.seen_at)
+        | cell(READ, before.read_at, after.read_at)
+        | cell(ARCHIVED, before.archived_at, after.archived_at)
 }
 
 impl ScyllaStore {
     pub(super) async fn write_mark(&self, order: &MarkOrder<'_>) -> Result<Marked> {
         let mut known = self.rows_to_mark(order.viewer, order.post_ids).await?;
         let mut marked = Marked { rows: Vec::with_capacity(known.len()), changed: Vec::new(), intent: None };
-        let mut writes = Vec::new();
+        let value = if order.value { order.now.micros() } else { 0 };
+        let mut marking = Marking { viewer: order.viewer, value, cells: Vec::new() };
         for id in order.post_ids {
-            let (Some((row, written)), Some(ttl)) = (known.get_mut(id), self.row_ttl(*id)) else { continue };
+            let Some((row, written)) = known.get_mut(id).filter(|_| self.row_ttl(*id).is_some()) else { continue };
             let after = row.marks.with(order.mark, order.value, order.now);
             if after != row.marks {
                 // Later than what was read, so that this mark wins over an earlier one by a fast clock.
                 *written = order.now.micros().max(written.saturating_add(1));
-                writes.push(values(order.viewer, *id, *written, ttl, row.marks, after));
+                marking.cells.push((uuid_of(*id), *written, changed(row.marks, after)));
                 row.marks = after;
                 marked.changed.push(*id);
             }
             marked.rows.push(*row);
         }
-        if !writes.is_empty() {
-            marked.intent = Some(self.write_with_intent(order.viewer, &marked.changed, &writes).await?);
+        if !marking.cells.is_empty() {
+            marked.intent = Some(self.write_intent(&marking).await?);
+            faults::at("store.intent");
+            self.write_cells(&marking).await?;
         }
         Ok(marked)
     }
@@ -116,36 +122,30 @@ impl ScyllaStore {
         Ok(known)
     }
 
-    /// The first batch is logged and has the intent for all; the others come after it, when a crash loses no bump any
-    /// more.
-    async fn write_with_intent(&self, viewer: &ViewerId, changed: &[PostId], writes: &[MarkValues<'_>]) -> Result<u64> {
-        let minute = u64::try_from(minute_of(self.now())).unwrap_or(0);
-        let intent = minute << 32 | u64::from(rand::random::<u32>());
-        let (shard, minute, mark_id) = intent_bucket(intent)?;
-        let entries: Vec<Uuid> = changed.iter().copied().map(uuid_of).collect();
-        let ttl = ttl_until(self.now().after(self.shared.options.inbox_ttl), self.now()).unwrap_or(1);
-        let mut with = Some((shard, minute, viewer.as_str(), mark_id, entries, ttl));
-        for writes in writes.chunks(BATCH_MARKS) {
-            let intent = with.take();
-            let mut batch = Batch::new(if intent.is_some() { BatchType::Logged } else { BatchType::Unlogged });
-            batch.set_is_idempotent(true);
-            batch.set_execution_profile_handle(Some(self.statements().batch_profile.clone()));
-            let mut rows: Vec<&(dyn SerializeRow + Sync)> = Vec::with_capacity(writes.len() + 1);
-            for write in writes {
-                batch.append_statement(self.statements().write_marks.clone());
-                rows.push(write);
+    /// The marks themselves, after their intent: whoever dies in between leaves the rest to a relay. A batch is rows of one
+    /// partition, and so a single write.
+    pub(super) async fn write_cells(&self, marking: &Marking<'_>) -> Result<()> {
+        for (n, cells) in marking.cells.chunks(BATCH_MARKS).enumerate() {
+            if n > 0 {
+                faults::at("store.marks");
             }
-            if let Some(intent) = &intent {
-                batch.append_statement(self.statements().write_intent.clone());
-                rows.push(intent);
+            // A row that has outlived its time needs no marks any more.
+            let left = cells.iter().filter_map(|cells| Some((*cells, self.row_ttl(id_of(cells.0))?)));
+            let values: Vec<MarkValues<'_>> = left.map(|(cells, ttl)| marking.values(cells, ttl)).collect();
+            match values.as_slice() {
+                [] => {}
+                [mark] => self.write(&self.statements().write_marks, mark).await?,
+                marks => self.shared.requests.batch(&self.mark_batch(marks.len()), marks).await?,
             }
-            self.shared.requests.batch(&batch, rows).await?;
         }
-        Ok(intent)
+        Ok(())
     }
 
-    pub(super) async fn remove_intent(&self, viewer: &ViewerId, intent: u64) -> Result<()> {
-        let (shard, minute, mark_id) = intent_bucket(intent)?;
-        self.write(&self.statements().clear_intent, (shard, minute, viewer.as_str(), mark_id)).await
+    fn mark_batch(&self, marks: usize) -> Batch {
+        let mut batch = Batch::new(BatchType::Unlogged);
+        (0..marks).for_each(|_| batch.append_statement(self.statements().write_marks.clone()));
+        batch.set_is_idempotent(true);
+        batch.set_execution_profile_handle(Some(self.statements().batch_profile.clone()));
+        batch
     }
 }

@@ -306,6 +306,10 @@ impl Store for ScyllaStore {
         self.read_intents(shard, limit).await
     }
 
+    async fn finish_intent(&self, intent: &Intent) -> Result<Option<Vec<PostId>>> {
+        self.finish_marks(intent).await
+    }
+
     fn shards(&self) -> u32 {
         SHARDS
     }

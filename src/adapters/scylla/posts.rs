@@ -16,7 +16,7 @@ use crate::ports::{Changed, Pending};
 
 /// Longer than this between the pending entry and the commit, and the relay may have passed the entry's minute, or even
 /// swept it.
-const LATE: Duration = Duration::from_secs(60);
+pub(super) const LATE: Duration = Duration::from_secs(60);
 /// Tries of a change whose outcome stays unknown.
 const CHANGE_ATTEMPTS: u32 = 6;
 /// How many versions back the writer of a version is known.

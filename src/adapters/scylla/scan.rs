@@ -31,16 +31,20 @@ const ATTEMPTS: u32 = 8;
 pub enum Table {
     Pending,
     Intents,
+    /// Those of releases before the fourth schema. A scan of its own: their relays move its low-water mark as well, and
+    /// know nothing of the other table.
+    OldIntents,
 }
 
 impl Table {
-    const ALL: [Table; 2] = [Table::Pending, Table::Intents];
+    const ALL: [Table; 3] = [Table::Pending, Table::Intents, Table::OldIntents];
 
     /// The scan's name in the store.
     fn scan(self, shard: u32) -> String {
         match self {
             Self::Pending => format!("pending-{shard}"),
-            Self::Intents => format!("intents-{shard}"),
+            Self::Intents => format!("mark-intents-{shard}"),
+            Self::OldIntents => format!("intents-{shard}"),
         }
     }
 }

@@ -123,13 +123,24 @@ statements! {
     /// Marks; those that do not change are left unset.
     write_marks: Write "UPDATE {keyspace}.inbox USING TIMESTAMP ? AND TTL ? SET seen_at = ?, read_at = ?, archived_at = ? \
         WHERE viewer_id = ? AND post_id = ?",
-    /// Marks whose bump is due.
-    write_intent: Write "INSERT INTO {keyspace}.intents (shard, minute, viewer_id, mark_id, post_ids) \
-        VALUES (?, ?, ?, ?, ?) USING TIMESTAMP 1 AND TTL ?",
+    /// Marks that are to be written and bumped.
+    write_intent: Write "INSERT INTO {keyspace}.mark_intents (shard, minute, viewer_id, mark_id, value, marks) \
+        VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP 1 AND TTL ?",
     /// The intents of a bucket.
-    intents: Read "SELECT viewer_id, mark_id, post_ids FROM {keyspace}.intents WHERE shard = ? AND minute = ? LIMIT ?",
+    intents: Read "SELECT viewer_id, mark_id FROM {keyspace}.mark_intents WHERE shard = ? AND minute = ? LIMIT ?",
+    /// The marks of one.
+    intent: Read "SELECT value, marks FROM {keyspace}.mark_intents \
+        WHERE shard = ? AND minute = ? AND viewer_id = ? AND mark_id = ?",
     /// Their bump has come.
-    clear_intent: Write "DELETE FROM {keyspace}.intents USING TIMESTAMP 2 \
+    clear_intent: Write "DELETE FROM {keyspace}.mark_intents USING TIMESTAMP 2 \
+        WHERE shard = ? AND minute = ? AND viewer_id = ? AND mark_id = ?",
+    /// The intents of a bucket, as releases before the fourth schema wrote them: with marks, or after them.
+    old_intents: Read "SELECT viewer_id, mark_id FROM {keyspace}.intents WHERE shard = ? AND minute = ? LIMIT ?",
+    /// The posts of one.
+    old_intent: Read "SELECT post_ids FROM {keyspace}.intents \
+        WHERE shard = ? AND minute = ? AND viewer_id = ? AND mark_id = ?",
+    /// Their bump has come.
+    clear_old_intent: Write "DELETE FROM {keyspace}.intents USING TIMESTAMP 2 \
         WHERE shard = ? AND minute = ? AND viewer_id = ? AND mark_id = ?",
     /// The oldest entries of a bucket from a point on.
     pending: Read "SELECT since, post_id, version FROM {keyspace}.pending WHERE shard = ? AND minute = ? \
