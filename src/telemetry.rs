@@ -100,6 +100,11 @@ fn describe() {
         Unit::Count,
         "1 while there is a confirmed fence, else 0: polls answer 503"
     );
+    describe_gauge!(
+        "fanfold_clock_skew_seconds",
+        Unit::Seconds,
+        "How far this machine's clock is ahead of the store's, as last asked; in a cluster"
+    );
     describe_counter!("fanfold_relay_intents_total", Unit::Count, "Lost bumps of marks that the relay has made up for");
     describe_gauge!("fanfold_queue_tasks", Unit::Count, "Fan-out tasks waiting, by lane");
     describe_counter!("fanfold_revision_polls_total", Unit::Count, "Polls answered, by result");

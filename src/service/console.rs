@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::adapters::finding::Finding;
 use crate::adapters::rabbitmq::{self, RabbitQueue};
 use crate::adapters::redis;
-use crate::adapters::scylla::{self, MigrationReport, ScyllaStore};
+use crate::adapters::scylla::{self, MigrationReport, ScyllaStore, Skew};
 use crate::adapters::{Queue, Store};
 use crate::clock::Clock;
 use crate::config::{Config, Mode};
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LAG_PAGE: u32 = 50;
 /// Tries to change the tuning while others change it.
 const ATTEMPTS: u32 = 5;
+/// A process whose clock differs from the store's by more is told of; what it last said is up to ten seconds old.
+const SKEW_MAX: Duration = Duration::from_secs(60);
 /// Messages looked at.
 const MESSAGES_MAX: u32 = 100;
 
@@ -37,7 +39,12 @@ pub async fn inspect(config: &Config) -> Vec<Finding> {
     let (redis_options, rabbit_options) = (options::redis(config, &clock), options::rabbitmq(config));
     let (mut findings, queue) =
         futures::future::join(scylla::inspect(&scylla_options), rabbitmq::inspect(&rabbit_options)).await;
-    let store = ScyllaStore::connect(scylla_options).await.ok().map(Store::Scylla);
+    let scylla = ScyllaStore::connect(scylla_options).await.ok();
+    let now = match &scylla {
+        Some(scylla) => scylla.store_time().await.ok(),
+        None => None,
+    };
+    let store = scylla.map(Store::Scylla);
     let newest = match &store {
         Some(store) => store.fences(1).await.ok().and_then(|fences| fences.into_iter().next()),
         None => None,
@@ -45,13 +52,13 @@ pub async fn inspect(config: &Config) -> Vec<Finding> {
     findings.extend(queue);
     findings.extend(redis::inspect(&redis_options, newest.as_ref()).await);
     if let Some(store) = &store {
-        findings.extend(workers(store.reports().await));
+        findings.extend(workers(store.reports().await, now));
     }
     findings.extend(guard::inspect(config, store.as_ref(), &clock).await);
     findings
 }
 
-fn workers(reports: Result<Vec<WorkerReport>>) -> Vec<Finding> {
+fn workers(reports: Result<Vec<WorkerReport>>, now: Option<Time>) -> Vec<Finding> {
     const PART: &str = "workers";
     let reports = match reports {
         Ok(reports) => reports,
@@ -64,11 +71,23 @@ fn workers(reports: Result<Vec<WorkerReport>>) -> Vec<Finding> {
             count => Finding::fine(PART, format!("{count} x {what}")),
         }
     };
-    vec![
+    let mut findings = vec![
         look(API, "API node", "start one (fanfold serve): nobody can publish or read"),
         look(FANOUT, "fanfold-fanout", "start one: posts are accepted, but reach nobody"),
         look(RELAY, "fanfold-relay", "start one: what fails once is never tried again without it"),
-    ]
+    ];
+    findings.extend(now.into_iter().flat_map(|now| reports.iter().filter_map(move |report| clock_of(report, now))));
+    findings
+}
+
+/// What it last told of itself carries the time by its own clock.
+fn clock_of(report: &WorkerReport, now: Time) -> Option<Finding> {
+    let Skew { by, ahead } = Skew::between(report.at, now, report.at);
+    (by > SKEW_MAX).then(|| {
+        let (name, role, word) = (&report.name, &report.role, if ahead { "ahead of" } else { "behind" });
+        let what = format!("the clock of {name} ({role}) is {by:.0?} {word} the store's");
+        Finding::warning("workers", what, "run NTP there and on the store's nodes: clocks order the edits of one post")
+    })
 }
 
 /// A connection to what a cluster agrees on.

@@ -128,6 +128,7 @@ pub fn scylla(config: &Config, clock: &Clock) -> ScyllaOptions {
         inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
         idempotency_ttl: Duration::from_secs(config.publish.idempotency_ttl_s),
         clock: clock.clone(),
+        store_clock: None,
     }
 }
 

@@ -6,6 +6,7 @@ use scylla::client::session::Session;
 
 use super::options::ScyllaOptions;
 use super::session::{connect, corrupt, store_error};
+use super::store_clock::Skew;
 use super::{ScyllaStore, migrate};
 use crate::adapters::finding::Finding;
 use crate::domain::Time;
@@ -95,9 +96,7 @@ async fn clock(session: &Session, options: &ScyllaOptions) -> Result<Finding> {
     let rows = answer.into_rows_result().map_err(corrupt)?;
     let (there,) = rows.first_row::<(i64,)>().map_err(corrupt)?;
     let after = options.clock.now();
-    let there = Time::from_millis(there);
-    // The answer was made somewhere in between; milliseconds are cut off.
-    let skew = before.before(Duration::from_millis(1)).since(there).max(there.since(after));
+    let skew = Skew::between(before, Time::from_millis(there), after).by;
     if skew > SKEW_MAX {
         let what = format!("its clock and this machine's differ by {skew:.1?}");
         return Ok(Finding::warning(PART, what, "run NTP on both: clocks order the edits of one post"));

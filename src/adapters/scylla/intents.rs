@@ -16,10 +16,10 @@ type IntentCells = (String, i64, Option<Vec<Uuid>>);
 
 impl ScyllaStore {
     pub(super) async fn read_intents(&self, shard: u32, limit: u32) -> Result<Vec<Intent>> {
-        let now = self.now();
+        let now = self.store_time().await?;
         let to_visit = {
             let mut scan = self.shared.scans.of(Table::Intents, shard)?;
-            scan.begin_round(now, self.shared.options.inbox_ttl);
+            scan.begin_round(now, self.full_scan(self.shared.options.inbox_ttl));
             scan.to_visit(i32::MIN, now)
         };
         let mut intents = Vec::new();

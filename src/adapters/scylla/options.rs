@@ -124,6 +124,8 @@ pub struct ScyllaOptions {
     pub idempotency_ttl: Duration,
     /// What time it is.
     pub clock: Clock,
+    /// What time it is by the store's clock; `None`: it is asked. Tests move both.
+    pub store_clock: Option<Clock>,
 }
 
 #[cfg(test)]
