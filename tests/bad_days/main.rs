@@ -16,3 +16,4 @@ mod revisions;
 mod skew;
 mod store;
 mod tls;
+mod withdrawn;
