@@ -101,6 +101,7 @@ pub fn cluster(config: &Config) -> ClusterOptions {
         keyspace: scylla.keyspace.clone(),
         datacenter: filled(&scylla.datacenter),
         replication_factor: scylla.replication_factor,
+        replication: scylla.replication.clone(),
         consistency: match scylla.consistency {
             config::Consistency::LocalQuorum => Consistency::LocalQuorum,
             config::Consistency::Quorum => Consistency::Quorum,

@@ -28,6 +28,7 @@ fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
         keyspace: keyspace.to_owned(),
         datacenter: None,
         replication_factor: std::env::var("FANFOLD_TEST_CQL_REPLICATION").map_or(1, |n| n.parse().expect("a number")),
+        replication: String::new(),
         consistency: Consistency::default(),
         credentials: None,
         tls: None,
