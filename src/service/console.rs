@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
+
 use crate::adapters::finding::Finding;
 use crate::adapters::rabbitmq::{self, RabbitQueue};
 use crate::adapters::redis;
@@ -9,17 +11,18 @@ use crate::adapters::scylla::{self, MigrationReport, ScyllaStore, Skew};
 use crate::adapters::{Queue, Store};
 use crate::clock::Clock;
 use crate::config::{Config, Mode};
-use crate::domain::{Fence, Knob, Lane, ParkedChunk, PostId, Time, Tuning, WorkerReport};
+use crate::domain::{Fence, Knob, Lane, ParkedChunk, Post, PostId, Time, Tuning, WorkerReport};
 use crate::error::{Error, Kind, Result};
 use crate::parked;
-use crate::ports::{Control as _, FenceEntry, Queue as _, Store as _};
+use crate::ports::{Control as _, FenceEntry, Pending, Queue as _, Store as _};
 use crate::service::{guard, options};
 use crate::tuning::{API, FANOUT, RELAY};
 
 /// How long to wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Pending entries looked at for the lag.
+/// Pending entries looked at together for the lag, and how many of a shard at most.
 const LAG_PAGE: u32 = 50;
+const LAG_MAX: usize = 5_000;
 /// Tries to change the tuning while others change it.
 const ATTEMPTS: u32 = 5;
 /// A process whose clock differs from the store's by more is told of; what it last said is up to ten seconds old.
@@ -148,16 +151,8 @@ impl Console {
             }
             set_aside = queue.parked().await.ok().flatten();
         }
-        let mut oldest = None;
-        for shard in 0..self.store.shards() {
-            for entry in self.store.pending(shard, None, LAG_PAGE).await?.entries {
-                // What was never committed waits for nobody.
-                if self.store.post(entry.post_id).await?.is_some_and(|post| post.version >= entry.version) {
-                    oldest = oldest.into_iter().chain([entry.since]).min();
-                    break;
-                }
-            }
-        }
+        let oldest = try_join_all((0..self.store.shards()).map(|shard| self.oldest_of(shard))).await?;
+        let oldest = oldest.into_iter().flatten().min();
         let (at, mut workers) = (self.clock.now(), self.store.reports().await?);
         let processes = workers.len();
         workers.retain(|process| process.role != API);
@@ -165,6 +160,29 @@ impl Console {
         workers.sort_by(|a, b| (&a.role, &a.name).cmp(&(&b.role, &b.name)));
         let lag = oldest.map_or(Duration::ZERO, |oldest| at.since(oldest));
         Ok(FanoutStatus { tuning: self.store.tuning().await?, depths, set_aside, lag, workers, api_nodes, at })
+    }
+
+    /// Since when the oldest post of a shard waits for its fan-out. What was never committed waits for nobody, and there may
+    /// be much of it: it is kept for a day, in case its producer tries again.
+    async fn oldest_of(&self, shard: u32) -> Result<Option<Time>> {
+        let (mut from, mut looked) = (None, 0);
+        while looked < LAG_MAX {
+            let page = self.store.pending(shard, from, LAG_PAGE).await?;
+            let ids: Vec<PostId> = page.entries.iter().map(|entry| entry.post_id).collect();
+            let posts = self.store.posts(&ids).await?;
+            let waits =
+                |entry: &Pending, post: &Option<Post>| post.as_ref().is_some_and(|post| post.version >= entry.version);
+            let first = page.entries.iter().zip(&posts).find(|(entry, post)| waits(entry, post));
+            if let Some((entry, _)) = first {
+                return Ok(Some(entry.since));
+            }
+            looked += page.entries.len();
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Changes the tuning on behalf of `by`; every worker takes it up within a second.

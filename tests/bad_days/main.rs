@@ -11,6 +11,7 @@ mod support;
 mod wait;
 
 mod cluster;
+mod leftovers;
 mod queue;
 mod revisions;
 mod skew;
