@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -17,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_MAX: u32 = 100;
 /// Pending entries read at a time.
 const PAGE: u32 = 500;
+/// Those whose chunks are asked for together.
+const AT_ONCE: usize = 16;
 
 /// Takes over what the queue has set aside: a task that no worker has survived becomes a parked chunk, so that nobody
 /// drives it again before a person has looked.
@@ -80,11 +83,10 @@ pub async fn list(store: &Store, limit: usize) -> Result<Vec<ParkedChunk>> {
         let mut from: Option<Pending> = None;
         loop {
             let page = store.pending(shard, from, PAGE).await?;
-            for entry in &page.entries {
-                for chunk in store.parked(entry.post_id).await? {
-                    let states = store.chunk_states(chunk.post_id, chunk.no..chunk.no + 1).await?;
-                    let waits = !states.iter().any(|s| s.done.is_some_and(|done| done.version >= entry.version));
-                    if waits && !parked.contains(&chunk) {
+            let mut found = stream::iter(page.entries).map(|entry| waiting(store, entry)).buffered(AT_ONCE);
+            while let Some(chunks) = found.try_next().await? {
+                for chunk in chunks {
+                    if !parked.contains(&chunk) {
                         parked.push(chunk);
                     }
                 }
@@ -99,6 +101,18 @@ pub async fn list(store: &Store, limit: usize) -> Result<Vec<ParkedChunk>> {
         }
     }
     Ok(parked)
+}
+
+/// The parked chunks for which an entry still waits.
+async fn waiting(store: &Store, entry: Pending) -> Result<Vec<ParkedChunk>> {
+    let mut waiting = Vec::new();
+    for chunk in store.parked(entry.post_id).await? {
+        let states = store.chunk_states(chunk.post_id, chunk.no..chunk.no + 1).await?;
+        if !states.iter().any(|state| state.done.is_some_and(|done| done.version >= entry.version)) {
+            waiting.push(chunk);
+        }
+    }
+    Ok(waiting)
 }
 
 /// Takes a chunk up again: it is published at once, and driven like any other from then on.

@@ -102,6 +102,11 @@ fn describe() {
         Unit::Count,
         "1 while there is a confirmed fence, else 0: polls answer 503"
     );
+    describe_gauge!(
+        "fanfold_clock_skew_seconds",
+        Unit::Seconds,
+        "How far this machine's clock is ahead of the store's, as last asked; in a cluster"
+    );
     describe_counter!("fanfold_relay_intents_total", Unit::Count, "Lost bumps of marks that the relay has made up for");
     describe_counter!("fanfold_relay_intents_failed_total", Unit::Count, "Tries to make up for one that failed");
     describe_gauge!("fanfold_queue_tasks", Unit::Count, "Fan-out tasks waiting, by lane");

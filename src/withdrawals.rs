@@ -1,7 +1,8 @@
 //! What is already hidden though its fan-out still runs: retracted posts, and edits that brought an expiry forward.
 //!
 //! A retract is invisible from its 202 on. Its rows follow chunk by chunk; until the last one is written, every answer
-//! leaves the post out by this set. Where several nodes serve readers, each follows what the others have written down.
+//! leaves the post out by this set. Where several nodes serve readers, each follows what the others have written down, and
+//! none shows it any more a second after the 202.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use crate::ports::Store as _;
 
 /// Between looks at what other nodes have withdrawn.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A set older than this is read again before anything is answered by it.
-const AGE_MAX: Duration = Duration::from_secs(1);
+/// A set older than this is read again before anything is answered by it. What is left of the promised second is for the
+/// answer itself.
+const AGE_MAX: Duration = Duration::from_millis(700);
 
 /// The set, shared by those who add (publishing), read (readers) and settle (the relay).
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ impl Withdrawals {
         self.0.set.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The set as it is now, everywhere, less what was withdrawn elsewhere in the last second. Take it *before* reading
+    /// The set as it is now, everywhere, less what was withdrawn elsewhere in the last [`AGE_MAX`]. Take it *before* reading
     /// rows: what is settled later then stays hidden, and what was settled before has its rows written.
     pub async fn current(&self) -> Result<Withdrawn> {
         if let Some(others) = self.0.others.as_ref().filter(|others| others.seen().elapsed() > AGE_MAX) {

@@ -63,6 +63,7 @@ pub struct Scylla {
     pub keyspace: String,
     pub datacenter: String,
     pub replication_factor: u32,
+    pub replication: String,
     pub consistency: Consistency,
     pub user: String,
     pub password: Secret,

@@ -102,6 +102,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("scylla.keyspace", Rule::Text),
     ("scylla.datacenter", Rule::AnyText),
     ("scylla.replication_factor", whole(1, 100)),
+    ("scylla.replication", Rule::AnyText),
     ("scylla.consistency", Rule::Word(&["local_quorum", "quorum", "each_quorum"])),
     ("scylla.user", Rule::AnyText),
     ("scylla.password", Rule::Secret),

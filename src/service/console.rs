@@ -2,26 +2,31 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
+
 use crate::adapters::finding::Finding;
 use crate::adapters::rabbitmq::{self, RabbitQueue};
 use crate::adapters::redis;
-use crate::adapters::scylla::{self, MigrationReport, ScyllaStore};
+use crate::adapters::scylla::{self, MigrationReport, ScyllaStore, Skew};
 use crate::adapters::{Queue, Store};
 use crate::clock::Clock;
 use crate::config::{Config, Mode};
-use crate::domain::{Fence, Knob, Lane, ParkedChunk, PostId, Time, Tuning, WorkerReport};
+use crate::domain::{Fence, Knob, Lane, ParkedChunk, Post, PostId, Time, Tuning, WorkerReport};
 use crate::error::{Error, Kind, Result};
 use crate::parked;
-use crate::ports::{Control as _, FenceEntry, Queue as _, Store as _};
+use crate::ports::{Control as _, FenceEntry, Pending, Queue as _, Store as _};
 use crate::service::{guard, options};
 use crate::tuning::{API, FANOUT, RELAY};
 
 /// How long to wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Pending entries looked at for the lag.
+/// Pending entries looked at together for the lag, and how many of a shard at most.
 const LAG_PAGE: u32 = 50;
+const LAG_MAX: usize = 5_000;
 /// Tries to change the tuning while others change it.
 const ATTEMPTS: u32 = 5;
+/// A process whose clock differs from the store's by more is told of; what it last said is up to ten seconds old.
+const SKEW_MAX: Duration = Duration::from_secs(60);
 /// Messages looked at.
 const MESSAGES_MAX: u32 = 100;
 
@@ -37,7 +42,12 @@ pub async fn inspect(config: &Config) -> Vec<Finding> {
     let (redis_options, rabbit_options) = (options::redis(config, &clock), options::rabbitmq(config));
     let (mut findings, queue) =
         futures::future::join(scylla::inspect(&scylla_options), rabbitmq::inspect(&rabbit_options)).await;
-    let store = ScyllaStore::connect(scylla_options).await.ok().map(Store::Scylla);
+    let scylla = ScyllaStore::connect(scylla_options).await.ok();
+    let now = match &scylla {
+        Some(scylla) => scylla.store_time().await.ok(),
+        None => None,
+    };
+    let store = scylla.map(Store::Scylla);
     let newest = match &store {
         Some(store) => store.fences(1).await.ok().and_then(|fences| fences.into_iter().next()),
         None => None,
@@ -45,13 +55,13 @@ pub async fn inspect(config: &Config) -> Vec<Finding> {
     findings.extend(queue);
     findings.extend(redis::inspect(&redis_options, newest.as_ref()).await);
     if let Some(store) = &store {
-        findings.extend(workers(store.reports().await));
+        findings.extend(workers(store.reports().await, now));
     }
     findings.extend(guard::inspect(config, store.as_ref(), &clock).await);
     findings
 }
 
-fn workers(reports: Result<Vec<WorkerReport>>) -> Vec<Finding> {
+fn workers(reports: Result<Vec<WorkerReport>>, now: Option<Time>) -> Vec<Finding> {
     const PART: &str = "workers";
     let reports = match reports {
         Ok(reports) => reports,
@@ -64,11 +74,23 @@ fn workers(reports: Result<Vec<WorkerReport>>) -> Vec<Finding> {
             count => Finding::fine(PART, format!("{count} x {what}")),
         }
     };
-    vec![
+    let mut findings = vec![
         look(API, "API node", "start one (fanfold serve): nobody can publish or read"),
         look(FANOUT, "fanfold-fanout", "start one: posts are accepted, but reach nobody"),
         look(RELAY, "fanfold-relay", "start one: what fails once is never tried again without it"),
-    ]
+    ];
+    findings.extend(now.into_iter().flat_map(|now| reports.iter().filter_map(move |report| clock_of(report, now))));
+    findings
+}
+
+/// What it last told of itself carries the time by its own clock.
+fn clock_of(report: &WorkerReport, now: Time) -> Option<Finding> {
+    let Skew { by, ahead } = Skew::between(report.at, now, report.at);
+    (by > SKEW_MAX).then(|| {
+        let (name, role, word) = (&report.name, &report.role, if ahead { "ahead of" } else { "behind" });
+        let what = format!("the clock of {name} ({role}) is {by:.0?} {word} the store's");
+        Finding::warning("workers", what, "run NTP there and on the store's nodes: clocks order the edits of one post")
+    })
 }
 
 /// A connection to what a cluster agrees on.
@@ -129,16 +151,8 @@ impl Console {
             }
             set_aside = queue.parked().await.ok().flatten();
         }
-        let mut oldest = None;
-        for shard in 0..self.store.shards() {
-            for entry in self.store.pending(shard, None, LAG_PAGE).await?.entries {
-                // What was never committed waits for nobody.
-                if self.store.post(entry.post_id).await?.is_some_and(|post| post.version >= entry.version) {
-                    oldest = oldest.into_iter().chain([entry.since]).min();
-                    break;
-                }
-            }
-        }
+        let oldest = try_join_all((0..self.store.shards()).map(|shard| self.oldest_of(shard))).await?;
+        let oldest = oldest.into_iter().flatten().min();
         let (at, mut workers) = (self.clock.now(), self.store.reports().await?);
         let processes = workers.len();
         workers.retain(|process| process.role != API);
@@ -146,6 +160,29 @@ impl Console {
         workers.sort_by(|a, b| (&a.role, &a.name).cmp(&(&b.role, &b.name)));
         let lag = oldest.map_or(Duration::ZERO, |oldest| at.since(oldest));
         Ok(FanoutStatus { tuning: self.store.tuning().await?, depths, set_aside, lag, workers, api_nodes, at })
+    }
+
+    /// Since when the oldest post of a shard waits for its fan-out. What was never committed waits for nobody, and there may
+    /// be much of it: it is kept for a day, in case its producer tries again.
+    async fn oldest_of(&self, shard: u32) -> Result<Option<Time>> {
+        let (mut from, mut looked) = (None, 0);
+        while looked < LAG_MAX {
+            let page = self.store.pending(shard, from, LAG_PAGE).await?;
+            let ids: Vec<PostId> = page.entries.iter().map(|entry| entry.post_id).collect();
+            let posts = self.store.posts(&ids).await?;
+            let waits =
+                |entry: &Pending, post: &Option<Post>| post.as_ref().is_some_and(|post| post.version >= entry.version);
+            let first = page.entries.iter().zip(&posts).find(|(entry, post)| waits(entry, post));
+            if let Some((entry, _)) = first {
+                return Ok(Some(entry.since));
+            }
+            looked += page.entries.len();
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Changes the tuning on behalf of `by`; every worker takes it up within a second.

@@ -101,6 +101,7 @@ pub fn cluster(config: &Config) -> ClusterOptions {
         keyspace: scylla.keyspace.clone(),
         datacenter: filled(&scylla.datacenter),
         replication_factor: scylla.replication_factor,
+        replication: scylla.replication.clone(),
         consistency: match scylla.consistency {
             config::Consistency::LocalQuorum => Consistency::LocalQuorum,
             config::Consistency::Quorum => Consistency::Quorum,
@@ -128,6 +129,7 @@ pub fn scylla(config: &Config, clock: &Clock) -> ScyllaOptions {
         inbox_ttl: Duration::from_secs(config.inbox.ttl_s),
         idempotency_ttl: Duration::from_secs(config.publish.idempotency_ttl_s),
         clock: clock.clone(),
+        store_clock: None,
     }
 }
 

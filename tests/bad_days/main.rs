@@ -11,8 +11,10 @@ mod support;
 mod wait;
 
 mod cluster;
+mod leftovers;
 mod queue;
 mod revisions;
 mod skew;
 mod store;
 mod tls;
+mod withdrawn;

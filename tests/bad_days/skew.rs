@@ -1,21 +1,27 @@
-//! API nodes of one cluster whose clocks are an hour apart. Leases go by the store's clock, and so do not know of it
-//! (tests/contract/control.rs); timestamps of marks and entries of a slow clock are in tests/contract/cluster_store.rs.
+//! Processes of one cluster whose clocks are an hour apart. Leases go by the store's clock, and so do not know of it
+//! (tests/contract/control.rs); timestamps of marks and entries of a slow clock are in tests/contract/cluster_store.rs, how
+//! soon a retract is invisible in withdrawn.rs.
 
 use std::time::Duration;
 
 use fanfold::clock::Clock;
+use fanfold::domain::{Chunk, Post, PostId, PostState, ProducerId, ViewerId};
+use fanfold::ports::Store as _;
+use fanfold::service::console;
+use fanfold::service::worker::Role;
 use serde_json::json;
 
 use crate::support::{Reply, Service};
+use crate::wait::eventually;
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 async fn edit(node: &Service, id: &str) -> Reply {
     let ask = node.ask("PATCH", &format!("/v1/posts/{id}")).header("if-match", "*");
     ask.json(json!({"data": {"title": "Edited"}})).send().await
 }
 
-async fn retract(node: &Service, id: &str) {
+pub async fn retract(node: &Service, id: &str) {
     let reply = node.ask("DELETE", &format!("/v1/posts/{id}")).send().await;
     assert_eq!((reply.status, reply.json()["state"].as_str()), (202, Some("retracted")), "{reply:?}");
 }
@@ -72,4 +78,68 @@ async fn the_last_of_two_edits_wins_whatever_the_clocks_say() {
             assert_eq!(reader.get("/v1/viewers/ben/inbox").await.titles("items"), [title]);
         }
     }
+}
+
+/// A post that was accepted, and whose task was lost: only a relay brings it to its viewer.
+pub async fn without_its_task(service: &Service, clock: &Clock) -> Post {
+    let now = clock.now();
+    let post = Post {
+        id: PostId::new(now, rand::random()),
+        producer: ProducerId::local(),
+        kind: "t".into(),
+        actor: None,
+        data: "{}".into(),
+        thread_key: None,
+        version: 1,
+        state: PostState::Live,
+        ts: now.micros(),
+        expires_at: None,
+        audience_size: 1,
+        chunk_size: 10,
+    };
+    let viewers = [ViewerId::parse("viewer", "ben").expect("valid")].into();
+    service.running.backends.store.create_post(&post, &[Chunk { no: 0, viewers }]).await.expect("created");
+    post
+}
+
+/// Such posts are driven, one after the other, each when no shard has anything left: what was looked at and found empty is
+/// looked at again.
+async fn drives(service: &Service, case: &str) {
+    for n in 0..3 {
+        let post = without_its_task(service, &Clock::system()).await;
+        let store = &service.running.backends.store;
+        eventually(&format!("{case}: post {n} is driven and settled"), async || {
+            let mut left = 0;
+            for shard in 0..store.shards() {
+                let page = store.pending(shard, None, 100).await.expect("read");
+                left += page.entries.iter().filter(|entry| entry.post_id == post.id).count();
+            }
+            left == 0
+        })
+        .await;
+        service.fanned_out(&post.id.to_string()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_whose_clock_is_off_drives_what_the_others_write_and_so_does_the_next_one() {
+    let Some(mut service) = Service::on_cluster(|config| config.relay.redrive_after_ms = 100).await else { return };
+    service.stop_workers().await;
+    let now = Clock::system().now();
+    let fanout = service.worker(Role::Fanout, Clock::system()).await;
+    for (case, clock) in [("ahead", now.after(HOUR)), ("behind", now.before(HOUR))] {
+        let relay = service.worker(Role::Relay, Clock::manual(clock)).await;
+        drives(&service, case).await;
+        let told = console::inspect(service.config()).await;
+        let warned = |part: &str| told.iter().any(|f| f.part == "workers" && f.what.contains(part));
+        assert!(warned("(relay) is") && warned(case), "doctor says whose clock is wrong: {told:?}");
+        relay.shutdown().await;
+    }
+    // Who comes next begins where those have come to; and so do an API node that is ahead, and what it leaves behind.
+    let fast = service.beside(Clock::manual(now.after(HOUR))).await;
+    let relay = service.worker(Role::Relay, Clock::system()).await;
+    drives(&service, "afterwards").await;
+    drives(&fast, "written by a node that is ahead").await;
+    relay.shutdown().await;
+    fanout.shutdown().await;
 }

@@ -131,3 +131,36 @@ async fn an_older_schema_is_refused_until_it_is_migrated_and_a_newer_one_is_told
     let told = cluster.run(CLI, &["migrate"]).await;
     told.check(69, &["is at 99", "a newer release has migrated it", "[schema_newer]"]);
 }
+
+#[tokio::test]
+async fn a_keyspace_that_is_kept_otherwise_than_configured_is_told() {
+    let Some(mut cluster) = Cluster::on(CQL) else { return };
+    cluster.migrate().await;
+    let fine = cluster.findings("store").await;
+    found(&fine, &["warning", &format!("the keyspace {} has copies of each row: 1 in datacenter1 |", cluster.name)]);
+    assert!(fine.iter().all(|finding| !finding.contains("the configuration says")), "{fine:#?}");
+
+    cluster.set("FANFOLD_SCYLLA__REPLICATION_FACTOR", "3");
+    let words =
+        ["warning", "1 in datacenter1; the configuration says", "'replication_factor': 3", "then a full repair"];
+    found(&cluster.findings("store").await, &words);
+    cluster.set("FANFOLD_SCYLLA__REPLICATION", "datacenter1: 1");
+    let fine = cluster.findings("store").await;
+    assert!(fine.iter().all(|finding| !finding.contains("the configuration says")), "{fine:#?}");
+    cluster.set("FANFOLD_SCYLLA__REPLICATION", "datacenter1");
+    cluster.run(CLI, &["migrate"]).await.check(64, &["scylla.replication", "dc1: 3, dc2: 3", "[invalid_replication]"]);
+    cluster.set("FANFOLD_SCYLLA__REPLICATION", "");
+
+    let (session, name) = (cql().await, &cluster.name);
+    session.query_unpaged(format!("ALTER KEYSPACE {name} WITH durable_writes = false"), ()).await.expect("altered");
+    found(&cluster.findings("store").await, &["WRONG", "durable_writes = false", "WITH durable_writes = true"]);
+}
+
+#[tokio::test]
+async fn a_keyspace_is_made_with_a_number_for_each_data_centre() {
+    let Some(mut cluster) = Cluster::on(CQL) else { return };
+    cluster.set("FANFOLD_SCYLLA__REPLICATION_FACTOR", "3");
+    cluster.set("FANFOLD_SCYLLA__REPLICATION", "datacenter1: 1");
+    cluster.migrate().await;
+    found(&cluster.findings("store").await, &["has copies of each row: 1 in datacenter1 |"]);
+}

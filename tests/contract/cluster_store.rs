@@ -8,8 +8,8 @@ use fanfold::adapters::scylla::{
     ClusterOptions, Consistency, MigrateOptions, MigrationReport, ScyllaOnly, ScyllaOptions, ScyllaStore, migrate,
 };
 use fanfold::clock::Clock;
-use fanfold::domain::{Audience, Chunk, Done, Mark, Post, PostId, PostState, ViewerId, Withdrawal};
-use fanfold::ports::{Intent, MarkOrder, Pending, Settled, Store as _};
+use fanfold::domain::{Audience, Chunk, Done, Mark, Post, PostId, PostState, Time, ViewerId, Withdrawal};
+use fanfold::ports::{Intent, MarkOrder, Path, Pending, Settled, Store as _};
 use tokio::sync::OnceCell;
 
 use crate::{START, next_version, post_at, viewer};
@@ -28,6 +28,7 @@ pub fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
         keyspace: keyspace.to_owned(),
         datacenter: None,
         replication_factor: std::env::var("FANFOLD_TEST_CQL_REPLICATION").map_or(1, |n| n.parse().expect("a number")),
+        replication: String::new(),
         consistency: Consistency::default(),
         credentials: None,
         tls: None,
@@ -73,6 +74,7 @@ fn options(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaOptions {
         inbox_ttl: 30 * DAY,
         idempotency_ttl: DAY,
         clock: clock.clone(),
+        store_clock: Some(clock.clone()),
     }
 }
 
@@ -304,7 +306,7 @@ async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
     let clock = Clock::manual(START);
     // The shorter rows live, the less there is to scan: a week and an hour.
     let options = ScyllaOptions { inbox_ttl: Duration::from_secs(3600), ..options(&points, &name, &clock) };
-    let relay = ScyllaStore::connect(options).await.expect("connected");
+    let relay = ScyllaStore::connect(options).await.expect("connected").for_path(Path::Relay);
     let slow_clock = Clock::manual(START.before(Duration::from_secs(3600)));
     let slow = connect(&points, &name, &slow_clock).await;
     let post = post_at(START, 1);
@@ -314,4 +316,86 @@ async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
     assert_eq!(pending_of(&relay, post.id).await.len(), 1);
     let restarted = connect(&points, &name, &clock).await;
     assert_eq!(pending_of(&restarted, post.id).await.len(), 1, "the low-water mark went back with it");
+}
+
+/// What a process that was ahead has left behind: a mark beyond the present.
+async fn has_come_to(points: &[String], keyspace: &str, at: Time) {
+    let session = scylla::client::session_builder::SessionBuilder::new().known_nodes(points).build().await;
+    let session = session.expect("connected");
+    let minute = i32::try_from(at.micros() / 60_000_000).expect("it fits");
+    for shard in 0..8 {
+        let text = format!("UPDATE {keyspace}.relay SET low_minute = ?, full_at = ? WHERE scan = ? IF EXISTS");
+        let values = (minute, at.micros(), format!("pending-{shard}"));
+        session.query_unpaged(text, values).await.expect("written");
+    }
+}
+
+#[tokio::test]
+async fn only_relays_say_where_the_next_scan_begins_and_none_that_it_begins_beyond_the_present() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
+    let hour = Duration::from_secs(3600);
+    let on = |at: Time| {
+        let clock = Clock::manual(at);
+        let options = ScyllaOptions { inbox_ttl: hour, ..options(&points, &name, &clock) };
+        async move { ScyllaStore::connect(options).await.expect("connected") }
+    };
+    let writer = on(START).await;
+    let create = async |id: u32| {
+        let post = post_at(START, id);
+        writer.create_post(&post, &[Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
+        post.id
+    };
+    // An API node, or a command, for which a look at what is pending is one look among others.
+    let other = on(START.after(hour)).await;
+    assert_eq!(pending_of(&other, PostId::new(START, rand::random())).await, []);
+    let first = create(1).await;
+    let relay = on(START).await.for_path(Path::Relay);
+    assert_eq!(pending_of(&relay, first).await.len(), 1, "it begins where the relays have come to");
+
+    has_come_to(&points, &name, START.after(hour)).await;
+    let second = create(1).await;
+    let next = on(START).await.for_path(Path::Relay);
+    assert_eq!(pending_of(&next, second).await.len(), 1, "a mark beyond the present is by a clock that was ahead");
+    assert_eq!(pending_of(&next, first).await.len(), 1);
+    let settled: Vec<_> = pending_of(&next, first).await.into_iter().map(Settled::Done).collect();
+    next.settle(&settled).await.expect("settled");
+    let third = on(START).await.for_path(Path::Relay);
+    assert_eq!(pending_of(&third, second).await.len(), 1, "and it was put right");
+}
+
+#[tokio::test]
+async fn a_migration_that_has_lost_its_lease_changes_nothing_more() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    let options = migration(cluster(points.clone(), &name));
+    let session = scylla::client::session_builder::SessionBuilder::new().known_nodes(&points).build().await;
+    let session = session.expect("connected");
+    let steal = async {
+        let text =
+            format!("UPDATE {name}.leases USING TTL 60 SET owner = uuid() WHERE name = 'migrate' IF owner != null");
+        loop {
+            let Ok(answer) = session.query_unpaged(text.as_str(), ()).await else {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            };
+            let rows = answer.into_rows_result().expect("rows");
+            let row = rows.first_row::<scylla::value::Row>().expect("a row");
+            if row.columns[0] == Some(scylla::value::CqlValue::Boolean(true)) {
+                return;
+            }
+        }
+    };
+    let (outcome, ()) = tokio::join!(migrate(&options), steal);
+    assert_eq!(outcome.expect_err("taken over").code(), "schema_locked");
+    let recorded = format!("SELECT number FROM {name}.schema_migrations WHERE scope = 'schema'");
+    let recorded = session.query_unpaged(recorded, ()).await.expect("read").into_rows_result().expect("rows");
+    assert_eq!(recorded.rows_num(), 0, "it stopped in the midst of the first file");
+    session
+        .query_unpaged(format!("DELETE FROM {name}.leases WHERE name = 'migrate' IF EXISTS"), ())
+        .await
+        .expect("gone");
+    let again = migrate(&options).await.expect("migrated");
+    assert_eq!(again.applied.len(), 3, "and begins with it again: {again:?}");
 }

@@ -100,6 +100,23 @@ impl Service {
         Self { running, workers: Vec::new(), ground: None, config: self.config.clone(), data, client }
     }
 
+    /// Another worker of the same cluster, which goes by another clock.
+    pub async fn worker(&self, role: Role, clock: Clock) -> Worker {
+        Worker::start(role, &self.config, clock).await.expect("starts")
+    }
+
+    /// Stops the workers that came with it.
+    pub async fn stop_workers(&mut self) {
+        for worker in self.workers.drain(..) {
+            worker.shutdown().await;
+        }
+    }
+
+    /// How it is configured.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     async fn start_as(cluster: bool, data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let overrides = Overrides {
             listen: Some(([127, 0, 0, 1], 0).into()),

@@ -1,6 +1,7 @@
 //! The fence registry as this process uses it: which life of Redis is the current one.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::cannot;
 use crate::adapters::Store;
@@ -23,7 +24,7 @@ const ATTEMPTS: u32 = 3;
 ///
 /// A process that is led to the wrong server would otherwise take turns with all others in registering, and make every
 /// client resync each time: a life that is in the registry already has to wait, longer each time.
-pub async fn settle(store: &Store, clock: &Clock, replid: &str) -> Result<Fence> {
+pub async fn settle(store: &Store, clock: &Clock, replid: &str, waiting: &Waiting) -> Result<Fence> {
     // After a registration the registry is read again: another process may have registered the same life at the same
     // time, and the newest entry is what counts.
     for _ in 0..ATTEMPTS {
@@ -32,7 +33,7 @@ pub async fn settle(store: &Store, clock: &Clock, replid: &str) -> Result<Fence>
         if let Some(newest) = entries.first().filter(known) {
             return Ok(newest.fence);
         }
-        let wait = wait(&entries, replid, clock.now());
+        let wait = wait(&entries, replid, clock.now(), |seq| waiting.since(seq));
         if !wait.is_zero() {
             let detail = format!("this life of redis ({replid}) was current before; waits {wait:.0?} to be it again");
             return Err(cannot(detail));
@@ -42,14 +43,28 @@ pub async fn settle(store: &Store, clock: &Clock, replid: &str) -> Result<Fence>
     Err(cannot("other processes keep registering other lives of redis"))
 }
 
+/// Since when a process waits, by its monotonic clock. The entry that it waits for tells another machine's time.
+#[derive(Debug, Default)]
+pub struct Waiting(Mutex<Option<(u32, Instant)>>);
+
+impl Waiting {
+    /// How long ago this process met the entry `seq` first.
+    fn since(&self, seq: u32) -> Duration {
+        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seq, since) = met.filter(|(known, _)| *known == seq).unwrap_or((seq, Instant::now()));
+        *met = Some((seq, since));
+        since.elapsed()
+    }
+}
+
 /// How long this life has to wait: 2^n seconds since its last registration, n being how often it was registered in the
-/// last hour.
-fn wait(entries: &[FenceEntry], replid: &str, now: Time) -> Duration {
+/// last hour. Whatever the clocks say of when that was, no longer than so many seconds after `met` it here.
+fn wait(entries: &[FenceEntry], replid: &str, now: Time, met: impl Fn(u32) -> Duration) -> Duration {
     let lately = |entry: &&FenceEntry| entry.replid == replid && now.since(entry.at) < MEMORY;
     let times = entries.iter().filter(lately).count();
     let Some(last) = entries.iter().find(lately) else { return Duration::ZERO };
     let pause = Duration::from_secs(1 << times.min(16)).min(WAIT_MAX);
-    last.at.after(pause).since(now)
+    last.at.after(pause).since(now).min(pause.saturating_sub(met(last.fence.seq)))
 }
 
 #[cfg(test)]
@@ -61,6 +76,7 @@ mod tests {
         let at = |s: i64| Time::from_millis(s * 1_000);
         let entry =
             |replid: &str, s| FenceEntry { fence: Fence { seq: 1, nonce: 1 }, replid: replid.into(), at: at(s) };
+        let wait = |entries: &[FenceEntry], replid, now| wait(entries, replid, now, |_| Duration::ZERO);
         assert_eq!(wait(&[], "a", at(0)), Duration::ZERO);
         let once = [entry("b", 1), entry("a", 0)];
         assert_eq!(wait(&once, "a", at(0)), Duration::from_secs(2));
@@ -71,5 +87,21 @@ mod tests {
         let often: Vec<_> = (0..20).map(|s| entry("a", 20 - s)).collect();
         assert_eq!(wait(&often, "a", at(20)), WAIT_MAX);
         assert_eq!(wait(&often, "a", at(20 + 3_600)), Duration::ZERO, "forgotten");
+    }
+
+    #[test]
+    fn an_entry_by_a_clock_that_is_ahead_is_not_waited_for_longer() {
+        let at = Time::from_millis(3_600_000);
+        let entry = [FenceEntry { fence: Fence { seq: 7, nonce: 1 }, replid: "a".into(), at }];
+        let left = |met: u64| wait(&entry, "a", Time::ZERO, |_| Duration::from_millis(met));
+        assert_eq!(left(0), Duration::from_secs(2), "an hour ahead");
+        assert_eq!(left(1_500), Duration::from_millis(500));
+        assert_eq!(left(2_000), Duration::ZERO, "though the clock of this machine has not come there");
+
+        let long_ago = Instant::now() - MEMORY;
+        let waiting = Waiting(Mutex::new(Some((7, long_ago))));
+        assert!(waiting.since(7) >= MEMORY);
+        assert!(waiting.since(8) < MEMORY, "another entry, another wait");
+        assert!(waiting.since(7) < MEMORY, "which begins anew");
     }
 }

@@ -104,6 +104,7 @@ struct Inner {
     scripts: Scripts,
     store: Store,
     bumps: Semaphore,
+    waiting: fence::Waiting,
     current: watch::Sender<Current>,
 }
 
@@ -118,6 +119,7 @@ impl RedisRevisions {
             keys: Keys::new(&options.key_prefix),
             scripts: Scripts::new(),
             bumps: Semaphore::new(BUMP_CALLS),
+            waiting: fence::Waiting::default(),
             current: watch::Sender::new(Current(Err("redis was not reached yet".into()))),
             store,
             options,
@@ -181,7 +183,7 @@ impl Inner {
         let newest = self.store.newest_fence().await?.map(|(_, replid)| replid);
         let bells = || Arc::new(Bells::new(self.keys.clone(), self.options.waiters_max));
         let mut found = connection::find_master(&self.options, bells, newest.as_deref()).await?;
-        let fence = fence::settle(&self.store, &self.options.clock, &found.replid).await?;
+        let fence = fence::settle(&self.store, &self.options.clock, &found.replid, &self.waiting).await?;
         let loaded = self.scripts.load(&mut found.connection).await;
         loaded.map_err(|error| cannot("redis does not take the scripts").with_source(error))?;
         let address = found.address.clone();

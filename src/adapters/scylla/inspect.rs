@@ -1,11 +1,14 @@
 //! A look at the cluster, for `fanfold doctor`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use scylla::client::session::Session;
+use scylla::cluster::metadata::Strategy;
 
-use super::options::ScyllaOptions;
+use super::options::{ClusterOptions, EVERYWHERE, ScyllaOptions};
 use super::session::{connect, corrupt, store_error};
+use super::store_clock::Skew;
 use super::{ScyllaStore, migrate};
 use crate::adapters::finding::Finding;
 use crate::domain::Time;
@@ -22,7 +25,8 @@ pub async fn inspect(options: &ScyllaOptions) -> Vec<Finding> {
         Ok(session) => session,
         Err(error) => return vec![Finding::wrong(PART, error.to_string(), advice(&error))],
     };
-    let mut findings = vec![nodes(&session, cluster.replication_factor)];
+    let mut findings = vec![nodes(&session)];
+    findings.extend(copies(&session, cluster));
     findings.push(match clock(&session, options).await {
         Ok(finding) => finding,
         Err(error) => Finding::warning(PART, format!("its clock cannot be read: {error}"), ""),
@@ -69,7 +73,7 @@ fn advice(error: &Error) -> &'static str {
     }
 }
 
-fn nodes(session: &Session, replication_factor: u32) -> Finding {
+fn nodes(session: &Session) -> Finding {
     let state = session.get_cluster_state();
     let nodes = state.get_nodes_info();
     let connected = nodes.iter().filter(|node| node.is_connected()).count();
@@ -77,15 +81,73 @@ fn nodes(session: &Session, replication_factor: u32) -> Finding {
     if connected < nodes.len() {
         return Finding::warning(PART, what, "see what is wrong with the others");
     }
-    if (nodes.len() as u32) < replication_factor {
-        let advice = format!("scylla.replication_factor is {replication_factor}: a quorum may not be reached");
-        return Finding::warning(PART, what, advice);
-    }
-    if replication_factor < 3 {
-        let what = format!("{what}, {replication_factor} copies of each row");
-        return Finding::warning(PART, what, "with fewer than three copies no node may fail; fine for trying out");
-    }
     Finding::fine(PART, what)
+}
+
+/// How the keyspace is kept, by its own word: the configuration was only asked when it was made.
+fn copies(session: &Session, cluster: &ClusterOptions) -> Vec<Finding> {
+    let (state, name) = (session.get_cluster_state(), &cluster.keyspace);
+    // That it is missing is told with its schema.
+    let Some(keyspace) = state.get_keyspace(name) else { return Vec::new() };
+    let mut findings = Vec::new();
+    if !keyspace.durable_writes {
+        let what = format!("the keyspace {name} has durable_writes = false: what was accepted is lost with the power");
+        let advice = format!("ALTER KEYSPACE {name} WITH durable_writes = true, and flush every node");
+        findings.push(Finding::wrong(PART, what, advice));
+    }
+    let there: BTreeMap<String, u32> = match &keyspace.strategy {
+        Strategy::NetworkTopologyStrategy { datacenter_repfactors } => {
+            let count = |(name, copies): (&String, &usize)| (name.clone(), u32::try_from(*copies).unwrap_or(u32::MAX));
+            datacenter_repfactors.iter().map(count).collect()
+        }
+        other => {
+            let what = format!("the keyspace {name} is replicated by {other:?}, which knows no data centres");
+            findings.push(Finding::warning(PART, what, alter(cluster)));
+            return findings;
+        }
+    };
+    let mut nodes = BTreeMap::<&str, u32>::new();
+    for node in state.get_nodes_info() {
+        *nodes.entry(node.datacenter.as_deref().unwrap_or_default()).or_default() += 1;
+    }
+    findings.extend(judge_copies(&there, &nodes, cluster));
+    findings
+}
+
+fn judge_copies(there: &BTreeMap<String, u32>, nodes: &BTreeMap<&str, u32>, cluster: &ClusterOptions) -> Vec<Finding> {
+    let told: Vec<String> = there.iter().map(|(name, copies)| format!("{copies} in {name}")).collect();
+    let what = format!("the keyspace {} has copies of each row: {}", cluster.keyspace, told.join(", "));
+    let mut findings = Vec::new();
+    let configured = cluster.copies().unwrap_or_default();
+    let as_configured = match configured.get(EVERYWHERE) {
+        Some(copies) => there.values().all(|there| there == copies),
+        None => *there == configured,
+    };
+    if !as_configured {
+        let detail = format!("{what}; the configuration says {}", cluster.replication());
+        findings.push(Finding::warning(PART, detail, alter(cluster)));
+    }
+    let short = there.iter().find(|(name, copies)| nodes.get(name.as_str()).is_none_or(|nodes| nodes < copies));
+    if let Some((name, copies)) = short {
+        let nodes = nodes.get(name.as_str()).copied().unwrap_or(0);
+        let what = format!("{name} has {nodes} nodes for {copies} copies of each row");
+        findings.push(Finding::warning(PART, what, "add nodes, or lower the replication: a quorum may not be reached"));
+    }
+    if there.values().all(|copies| *copies >= 3) && findings.is_empty() && !there.is_empty() {
+        findings.push(Finding::fine(PART, what));
+    } else if there.values().any(|copies| *copies < 3) {
+        let advice = "with fewer than three copies no node may fail; fine for trying out";
+        findings.push(Finding::warning(PART, what, advice));
+    }
+    findings
+}
+
+fn alter(cluster: &ClusterOptions) -> String {
+    let (name, replication) = (&cluster.keyspace, cluster.replication());
+    format!(
+        "ALTER KEYSPACE {name} WITH replication = {replication}, then a full repair; or correct scylla.replication_factor \
+         or scylla.replication, which are only used when a keyspace is made"
+    )
 }
 
 async fn clock(session: &Session, options: &ScyllaOptions) -> Result<Finding> {
@@ -95,12 +157,52 @@ async fn clock(session: &Session, options: &ScyllaOptions) -> Result<Finding> {
     let rows = answer.into_rows_result().map_err(corrupt)?;
     let (there,) = rows.first_row::<(i64,)>().map_err(corrupt)?;
     let after = options.clock.now();
-    let there = Time::from_millis(there);
-    // The answer was made somewhere in between; milliseconds are cut off.
-    let skew = before.before(Duration::from_millis(1)).since(there).max(there.since(after));
+    let skew = Skew::between(before, Time::from_millis(there), after).by;
     if skew > SKEW_MAX {
         let what = format!("its clock and this machine's differ by {skew:.1?}");
         return Ok(Finding::warning(PART, what, "run NTP on both: clocks order the edits of one post"));
     }
     Ok(Finding::fine(PART, "its clock and this machine's agree"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::Consistency;
+    use super::*;
+    use crate::adapters::finding::Severity;
+
+    #[test]
+    fn what_a_keyspace_has_is_compared_with_what_is_configured_and_with_the_nodes() {
+        let judge = |there: &[(&str, u32)], nodes: &[(&'static str, u32)], replication: &str| {
+            let cluster = ClusterOptions {
+                contact_points: Vec::new(),
+                keyspace: "f".into(),
+                datacenter: None,
+                replication_factor: 3,
+                replication: replication.into(),
+                consistency: Consistency::default(),
+                tls: None,
+                credentials: None,
+                connect_timeout: Duration::ZERO,
+            };
+            let there = there.iter().map(|(name, copies)| ((*name).to_owned(), *copies)).collect();
+            let findings = judge_copies(&there, &nodes.iter().copied().collect(), &cluster);
+            let told = |finding: &Finding| format!("{} | {}", finding.what, finding.advice);
+            let fine = findings.iter().all(|finding| finding.severity == Severity::Fine);
+            (fine, findings.iter().map(told).collect::<Vec<_>>().join("\n"))
+        };
+        let (fine, told) = judge(&[("dc1", 3)], &[("dc1", 3)], "");
+        assert!(fine && told.contains("3 in dc1"), "{told}");
+        assert!(judge(&[("dc1", 3), ("dc2", 3)], &[("dc1", 3), ("dc2", 3)], "dc1: 3, dc2: 3").0);
+        let (fine, told) = judge(&[("dc1", 1)], &[("dc1", 3)], "");
+        assert!(
+            !fine && told.contains("1 in dc1; the configuration says") && told.contains("ALTER KEYSPACE f"),
+            "{told}"
+        );
+        assert!(told.contains("fewer than three copies"), "{told}");
+        let (fine, told) = judge(&[("dc1", 3)], &[("dc1", 2)], "");
+        assert!(!fine && told.contains("2 nodes for 3 copies"), "{told}");
+        let (fine, told) = judge(&[("dc1", 3)], &[("dc1", 3), ("dc2", 3)], "dc1: 3, dc2: 3");
+        assert!(!fine && told.contains("'dc2': 3"), "{told}");
+    }
 }

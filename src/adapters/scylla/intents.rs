@@ -75,10 +75,10 @@ impl ScyllaStore {
     }
 
     async fn scan_intents(&self, table: Table, shard: u32, limit: u32) -> Result<Vec<Intent>> {
-        let now = self.now();
+        let now = self.store_time().await?;
         let to_visit = {
             let mut scan = self.shared.scans.of(table, shard)?;
-            scan.begin_round(now, self.shared.options.inbox_ttl);
+            scan.begin_round(now, self.full_scan(self.shared.options.inbox_ttl));
             scan.to_visit(i32::MIN, now)
         };
         let mut intents = Vec::new();

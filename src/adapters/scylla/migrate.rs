@@ -39,7 +39,7 @@ const FILES_SCYLLA: &[File] = &[File {
     text: include_str!("../../../cql/scylla/001_incremental_compaction.cql"),
 }];
 
-/// How long a lease lasts without being renewed; more than any single statement takes.
+/// How long a lease lasts without being renewed, which it is before each statement; more than any one of them takes.
 const LEASE_S: i32 = 120;
 /// Tries to renew a lease while rivals ask for it.
 const RENEW_ATTEMPTS: u32 = 10;
@@ -165,8 +165,8 @@ impl Migration<'_> {
     /// The keyspace, and the tables that migrating itself needs.
     async fn prepare(&self) -> Result<()> {
         let keyspace = if self.options.scylla.tablets.is_some() { KEYSPACE_SCYLLA } else { KEYSPACE };
-        self.apply(keyspace).await?;
-        self.apply(MIGRATIONS).await?;
+        self.apply(keyspace, None).await?;
+        self.apply(MIGRATIONS, None).await?;
         self.agree().await
     }
 
@@ -184,10 +184,11 @@ impl Migration<'_> {
         check_recorded(scope, files, &recorded)?;
         let mut applied = Vec::new();
         for file in files.iter().filter(|file| recorded.iter().all(|(number, _)| *number != file.number)) {
-            self.renew(owner).await?;
-            self.apply(file.text).await?;
+            self.apply(file.text, Some(owner)).await?;
             // Recorded only when every node has it: one that lags would refuse what is prepared next.
+            self.renew(owner).await?;
             self.agree().await?;
+            self.renew(owner).await?;
             self.record(scope, file).await?;
             tracing::info!(file = file.name, keyspace = self.keyspace, "migrated");
             applied.push(file.name);
@@ -195,14 +196,18 @@ impl Migration<'_> {
         Ok(applied)
     }
 
-    /// Every statement says IF NOT EXISTS or may be repeated: killed in the middle, the file is applied again.
-    async fn apply(&self, text: &str) -> Result<()> {
+    /// Every statement says IF NOT EXISTS or may be repeated: killed in the middle, the file is applied again. Each may
+    /// take long, so each begins with the whole lease; who has lost it changes nothing more.
+    async fn apply(&self, text: &str, owner: Option<Uuid>) -> Result<()> {
         let tablets = self.options.scylla.tablets.unwrap_or(false).to_string();
         for statement in statements(text) {
             let statement = statement
                 .replace("{keyspace}", self.keyspace)
                 .replace("{replication}", &self.options.cluster.replication())
                 .replace("{tablets}", &tablets);
+            if let Some(owner) = owner {
+                self.renew(owner).await?;
+            }
             self.session.query_unpaged(statement.as_str(), ()).await.map_err(|error| {
                 let first = statement.lines().next().unwrap_or_default().to_owned();
                 let detail = format!("the schema cannot be changed ({first})");

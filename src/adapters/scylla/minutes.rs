@@ -2,7 +2,7 @@
 //!
 //! Entries lie in buckets of a minute. Nobody writes into a minute that is long over, so a bucket that was found empty
 //! then stays empty, and one look at it is enough: a scan visits the minutes of which it does not know this yet, and
-//! those that still held something.
+//! those that still held something. What is over goes by the store's clock, in which all processes agree.
 
 use std::collections::BTreeSet;
 

@@ -21,6 +21,7 @@ mod producer_keys;
 mod scan;
 mod session;
 mod statements;
+mod store_clock;
 mod withdrawals;
 
 use std::ops::Range;
@@ -38,12 +39,14 @@ use uuid::Uuid;
 pub use inspect::inspect;
 pub use migrate::{MigrateOptions, MigrationReport, ScyllaOnly, migrate};
 pub use options::{ClusterOptions, Consistency, Credentials, ScyllaOptions, TlsOptions};
+pub use store_clock::Skew;
 
 use self::gate::Gate;
 use self::options::OUTLIVES_ROWS;
 use self::scan::{SHARDS, Scans};
 use self::session::{Profiles, Requests};
 use self::statements::Statements;
+use self::store_clock::StoreClock;
 use crate::adapters::reads::Reads;
 use crate::domain::*;
 use crate::error::{Error, Kind, Result};
@@ -68,10 +71,13 @@ pub struct ScyllaStore {
 struct Shared {
     requests: Requests,
     statements: Statements,
+    store_clock: StoreClock,
     reads: Arc<Reads>,
     options: ScyllaOptions,
     /// The last timestamp drawn here.
     stamp: AtomicI64,
+    /// The last one of a pending entry.
+    entry_stamp: AtomicI64,
     scans: Scans,
     /// Rows under way.
     rows: Gate,
@@ -95,16 +101,20 @@ impl ScyllaStore {
         let keyspace = &options.cluster.keyspace;
         let statements = Statements::prepare(&session, &profiles, keyspace, Knob::BatchRows.max() as usize).await?;
         let requests = Requests::new(session, options.in_flight_max);
-        let scans = Scans::load(&requests, &statements, options.clock.now()).await?;
+        let store_clock = StoreClock::new(&options);
+        let now = store_clock.now(&requests, &statements).await?;
+        let scans = Scans::load(&requests, &statements, now).await?;
         let shared = Shared {
             requests,
             statements,
+            store_clock,
             reads: Arc::new(Reads::default()),
             withdrawals: Mutex::new(withdrawals::Seen::from(&scans)),
             scans,
             rows: Gate::new(options.rows_in_flight_max),
             batch_rows: AtomicUsize::new(options.batch_rows_max),
             stamp: AtomicI64::new(0),
+            entry_stamp: AtomicI64::new(0),
             options,
         };
         Ok(Self { shared: Arc::new(shared), path: Path::System })
@@ -143,12 +153,20 @@ impl ScyllaStore {
         self.shared.options.clock.now()
     }
 
+    /// What time it is by the store's clock: for what processes have to agree on.
+    pub async fn store_time(&self) -> Result<Time> {
+        self.shared.store_clock.now(&self.shared.requests, &self.shared.statements).await
+    }
+
     /// Now, but later than any stamp drawn before in this process.
     fn stamp(&self) -> Time {
-        let now = self.now().micros();
-        let next = |last: i64| Some(now.max(last.saturating_add(1)));
-        let last = self.shared.stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        Time::from_micros(last.map_or(now, |last| now.max(last.saturating_add(1))))
+        later(&self.shared.stamp, self.now())
+    }
+
+    /// The same for a pending entry, by the store's clock: it lies in the minute in which all others look for it, whatever
+    /// the clock of this machine says.
+    async fn entry_stamp(&self) -> Result<Time> {
+        Ok(later(&self.shared.entry_stamp, self.store_time().await?))
     }
 
     async fn select<R>(&self, statement: &PreparedStatement, values: impl SerializeRow) -> Result<Vec<R>>
@@ -176,6 +194,13 @@ impl ScyllaStore {
     fn post_ttl(&self, id: PostId) -> Option<i32> {
         ttl_until(id.time().after(self.shared.options.inbox_ttl + OUTLIVES_ROWS), self.now())
     }
+}
+
+/// `now`, but later than the last one drawn from `stamp`.
+fn later(stamp: &AtomicI64, now: Time) -> Time {
+    let next = |last: i64| now.micros().max(last.saturating_add(1));
+    let last = stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+    last.map_or(now, |last| Time::from_micros(next(last)))
 }
 
 /// The time to live of a cell that is to last until `end`: never 0, which would mean for ever, and rounded up, since a

@@ -1,5 +1,6 @@
 //! How to reach the cluster, and the limits of what is asked of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +13,9 @@ pub(super) const OUTLIVES_ROWS: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The longest keyspace name that both ScyllaDB and Cassandra take.
 const KEYSPACE_BYTES_MAX: usize = 48;
+
+/// In place of a data centre's name: each of them.
+pub(super) const EVERYWHERE: &str = "replication_factor";
 
 /// A user of the cluster.
 #[derive(Clone)]
@@ -58,6 +62,8 @@ pub struct ClusterOptions {
     pub datacenter: Option<String>,
     /// Copies of each row in a data centre; used when the keyspace is created.
     pub replication_factor: u32,
+    /// The same by data centre, `name: number` separated by commas; empty: `replication_factor` holds.
+    pub replication: String,
     /// How many copies must agree.
     pub consistency: Consistency,
     /// Encrypts the connections.
@@ -86,13 +92,45 @@ impl ClusterOptions {
         if self.replication_factor == 0 {
             return Err(Error::invalid("invalid_replication", "scylla.replication_factor", "must be at least 1"));
         }
+        let copies = self.copies()?;
+        if let Some(here) = self.datacenter.as_ref().filter(|here| !copies.contains_key(*here)) {
+            let detail =
+                format!("must have the data centre whose nodes are used ({here:?}), is {:?}", self.replication);
+            return Err(Error::invalid("invalid_replication", "scylla.replication", detail));
+        }
         Ok(())
     }
 
-    /// The replication of a new keyspace.
+    /// Copies of each row by data centre; under [`EVERYWHERE`] where none is named.
+    pub(super) fn copies(&self) -> Result<BTreeMap<String, u32>> {
+        if self.replication.trim().is_empty() {
+            let where_to = self.datacenter.as_deref().unwrap_or(EVERYWHERE);
+            return Ok([(where_to.to_owned(), self.replication_factor)].into());
+        }
+        let one = |part: &str| {
+            let (name, copies) = part.rsplit_once(':')?;
+            let copies = copies.trim().parse().ok().filter(|copies| *copies > 0)?;
+            let name = name.trim();
+            let fits = !name.is_empty() && !name.contains(['\'', '\\']) && name != EVERYWHERE;
+            fits.then(|| (name.to_owned(), copies))
+        };
+        let parts: Option<Vec<_>> = self.replication.split(',').map(one).collect();
+        let copies = parts.map(|parts| (parts.len(), parts.into_iter().collect::<BTreeMap<_, _>>()));
+        match copies {
+            Some((named, copies)) if copies.len() == named => Ok(copies),
+            _ => {
+                let detail =
+                    format!("must be data centres with numbers, \"dc1: 3, dc2: 3\", is {:?}", self.replication);
+                Err(Error::invalid("invalid_replication", "scylla.replication", detail))
+            }
+        }
+    }
+
+    /// The replication of a keyspace, in CQL. What cannot be read was refused before.
     pub(super) fn replication(&self) -> String {
-        let where_to = self.datacenter.as_deref().unwrap_or("replication_factor");
-        format!("{{'class': 'NetworkTopologyStrategy', '{where_to}': {}}}", self.replication_factor)
+        let copies = self.copies().unwrap_or_default();
+        let copies: Vec<String> = copies.iter().map(|(name, copies)| format!("'{name}': {copies}")).collect();
+        format!("{{'class': 'NetworkTopologyStrategy', {}}}", copies.join(", "))
     }
 }
 
@@ -124,6 +162,8 @@ pub struct ScyllaOptions {
     pub idempotency_ttl: Duration,
     /// What time it is.
     pub clock: Clock,
+    /// What time it is by the store's clock; `None`: it is asked. Tests move both.
+    pub store_clock: Option<Clock>,
 }
 
 #[cfg(test)]
@@ -136,6 +176,7 @@ mod tests {
             keyspace: keyspace.into(),
             datacenter: None,
             replication_factor: 3,
+            replication: String::new(),
             consistency: Consistency::default(),
             tls: None,
             credentials: Some(Credentials { user: "ana".into(), password: "hush".into() }),
@@ -160,5 +201,24 @@ mod tests {
         let here = ClusterOptions { datacenter: Some("dc1".into()), ..named("f") };
         assert_eq!(here.replication(), "{'class': 'NetworkTopologyStrategy', 'dc1': 3}");
         assert!(!format!("{here:?}").contains("hush"));
+    }
+
+    #[test]
+    fn several_data_centres_have_a_number_each() {
+        let of = |text: &str, here: Option<&str>| ClusterOptions {
+            replication: text.into(),
+            datacenter: here.map(Into::into),
+            ..named("f")
+        };
+        let two = of(" dc1: 3,dc2:2", Some("dc2"));
+        assert!(two.check().is_ok());
+        assert_eq!(two.replication(), "{'class': 'NetworkTopologyStrategy', 'dc1': 3, 'dc2': 2}");
+        for bad in
+            ["3", "dc1", "dc1: 0", "dc1: 3,", "dc1: -1", "d'c: 3", ": 3", "dc1: 3, dc1: 2", "replication_factor: 3"]
+        {
+            let error = of(bad, None).check().expect_err(bad);
+            assert_eq!((error.code(), error.field()), ("invalid_replication", Some("scylla.replication")), "{bad}");
+        }
+        assert_eq!(of("dc1: 3", Some("dc2")).check().expect_err("not there").code(), "invalid_replication");
     }
 }

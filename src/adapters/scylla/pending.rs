@@ -25,12 +25,12 @@ impl ScyllaStore {
     }
 
     pub(super) async fn pending_page(&self, shard: u32, from: Option<Pending>, limit: u32) -> Result<PendingPage> {
-        let (now, limit) = (self.now(), limit as usize);
+        let (now, limit) = (self.store_time().await?, limit as usize);
         let first = from.map_or(i32::MIN, |entry| minute_of(entry.since));
         let to_visit = {
             let mut scan = self.shared.scans.of(Table::Pending, shard)?;
             if from.is_none() {
-                scan.begin_round(now, self.shared.options.inbox_ttl + OUTLIVES_ROWS);
+                scan.begin_round(now, self.full_scan(self.shared.options.inbox_ttl + OUTLIVES_ROWS));
             }
             scan.to_visit(first, now)
         };

@@ -84,7 +84,7 @@ impl ScyllaStore {
     /// What must be there before the commit. One timestamp for all of an attempt: a sweep of an earlier attempt's
     /// leftovers leaves those of a later one alone.
     async fn prepare_commit(&self, post: &Post, chunks: &[Chunk]) -> Result<()> {
-        let at = self.stamp();
+        let at = self.entry_stamp().await?;
         let entry = Pending { since: at, post_id: post.id, version: post.version };
         let chunks = chunks.iter().map(|chunk| self.write_chunk(post.id, chunk, at)).collect();
         let (pending, chunks) = join(self.write_pending(&entry), self.concurrently(chunks)).await;
@@ -115,7 +115,7 @@ impl ScyllaStore {
         let Some(ttl) = self.post_ttl(post.id) else { return Ok(Changed::Missing) };
         let op_id = Uuid::from_bytes(rand::random());
         let (begun, began_at) = (Instant::now(), self.now());
-        let mut entry = Pending { since: self.stamp(), post_id: post.id, version: post.version };
+        let mut entry = Pending { since: self.entry_stamp().await?, post_id: post.id, version: post.version };
         self.write_pending(&entry).await?;
         faults::at("store.change_pending");
         let changed = self.change_settled(expected, post, ttl, op_id).await?;
@@ -127,7 +127,7 @@ impl ScyllaStore {
         if changed == Changed::Applied {
             self.write_withdrawal_of(post, &entry).await?;
             if begun.elapsed() > LATE || self.now().since(began_at) > LATE {
-                entry.since = self.stamp();
+                entry.since = self.entry_stamp().await?;
                 self.write_pending(&entry).await?;
                 self.write_withdrawal_of(post, &entry).await?;
             }
@@ -137,7 +137,7 @@ impl ScyllaStore {
 
     /// A pending entry and a withdrawal of now: whoever committed the version may have died before it wrote its own.
     pub(super) async fn announce_version(&self, post: &Post) -> Result<()> {
-        let entry = Pending { since: self.stamp(), post_id: post.id, version: post.version };
+        let entry = Pending { since: self.entry_stamp().await?, post_id: post.id, version: post.version };
         self.write_pending(&entry).await?;
         self.write_withdrawal_of(post, &entry).await
     }

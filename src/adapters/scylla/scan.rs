@@ -12,12 +12,15 @@ use super::statements::Statements;
 use super::{ScyllaStore, lock};
 use crate::domain::{PostId, Time};
 use crate::error::{Error, Result};
+use crate::ports::Path;
 
 /// Over how many partitions a minute is spread, and into how many parts the relay's work can be cut. Part of the schema:
 /// entries are looked for in these and no others.
 pub const SHARDS: u32 = 8;
 /// How often everything is looked into again.
 const FULL_SCAN_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// The nodes of the store may tell the last one a little differently.
+const FULL_AT_AHEAD: Duration = Duration::from_secs(600);
 /// Minutes that are not over but older than this get an entry only from a clock that is slow: they are looked into less
 /// often, for each look steps over the tombstones of all that was settled.
 const LIVELY_MINUTES: i32 = 2;
@@ -95,7 +98,8 @@ pub struct Scan {
 
 impl Scan {
     /// Where the scans before this one came to. The first ever begins now: nothing was written before somebody was
-    /// connected.
+    /// connected. None of them came further than the present: where one says so its clock was
+    /// ahead, and everything has to be looked into again.
     async fn load(requests: &Requests, statements: &Statements, name: String, now: Time) -> Result<Self> {
         let mut unknown = None;
         for attempt in 0..ATTEMPTS {
@@ -105,9 +109,10 @@ impl Scan {
             let found = requests.select::<(Option<i32>, Option<i64>)>(&statements.scan, (&name,)).await?;
             if let Some((low, full_at)) = found.first() {
                 let low = low.unwrap_or(0);
-                let full_at = Time::from_micros(full_at.unwrap_or(0));
-                let minutes = Minutes::from_low_water(low);
-                return Ok(Self { minutes, full_at, saved: (low, full_at), rounds: 0, busy: BTreeSet::new() });
+                let (minutes, full_at) = (Minutes::from_low_water(low.min(minute_of(now))), full_at.unwrap_or(0));
+                let saved = (low, Time::from_micros(full_at));
+                let full_at = if low > minute_of(now) { Time::ZERO } else { saved.1 };
+                return Ok(Self { minutes, full_at, saved, rounds: 0, busy: BTreeSet::new() });
             }
             let begin = (&name, minute_of(now), now.micros());
             if let Conditional::Unknown(error) = requests.conditional(&statements.begin_scan, begin).await? {
@@ -117,10 +122,13 @@ impl Scan {
         Err(unknown.unwrap_or_else(|| Error::unavailable("store_unavailable", "the start of the scan is not settled")))
     }
 
-    /// Once a day a round begins as far back as an entry can lie, for what a clock that was far off wrote.
-    pub fn begin_round(&mut self, now: Time, oldest: Duration) {
+    /// Once a day a round begins as far back as an entry can lie, for what a clock that was far off wrote; none does
+    /// without an `oldest`.
+    pub fn begin_round(&mut self, now: Time, oldest: Option<Duration>) {
         self.rounds = self.rounds.wrapping_add(1);
-        if now.since(self.full_at) >= FULL_SCAN_EVERY {
+        let Some(oldest) = oldest else { return };
+        // One that has yet to come was noted by a clock that was ahead.
+        if now.since(self.full_at) >= FULL_SCAN_EVERY || self.full_at.since(now) >= FULL_AT_AHEAD {
             self.full_at = now;
             self.rounds = 1;
             self.minutes.begin_anew(minute_of(now.before(oldest)));
@@ -151,8 +159,17 @@ impl Scan {
 }
 
 impl ScyllaStore {
-    /// Lets the next process begin where this one came to. A failure only costs that one some reads.
+    /// How far back a full scan goes, for those whose work it is: relays. Others look where those have come to.
+    pub(super) fn full_scan(&self, oldest: Duration) -> Option<Duration> {
+        (self.path == Path::Relay).then_some(oldest)
+    }
+
+    /// Lets the next process begin where this one came to. A failure only costs that one some reads. Only a relay's word
+    /// counts, for it holds the lease of the shard; whoever else looks leaves no trace.
     pub(super) async fn save_scan(&self, table: Table, shard: u32) {
+        if self.path != Path::Relay {
+            return;
+        }
         let Ok((now_at, saved)) =
             self.shared.scans.of(table, shard).map(|scan| ((scan.minutes.low_water(), scan.full_at), scan.saved))
         else {

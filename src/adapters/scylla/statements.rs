@@ -199,6 +199,8 @@ statements! {
     /// What the workers told.
     reports: Read "SELECT id, role, name, started_at, at, tuning, in_hand, tasks, rows_written, rows_per_s \
         FROM {keyspace}.workers WHERE scope = ?",
+    /// What time it is by the clock of the node that answers.
+    store_now: Read "SELECT toUnixTimestamp(now()) FROM system.local WHERE key = 'local'",
     /// Where a scan begins.
     scan: Read "SELECT low_minute, full_at FROM {keyspace}.relay WHERE scan = ?",
     /// Where the first scan ever begins.

@@ -46,7 +46,7 @@ impl ScyllaStore {
             try_join_all((0..SHARDS).map(|shard| self.complete_withdrawals(shard))).await?;
             lock(&self.shared.withdrawals).completed = true;
         }
-        let now = self.now();
+        let now = self.store_time().await?;
         // What fast clocks have written is read each time too: what is found once and not the next time is settled.
         let to_visit = lock(&self.shared.withdrawals).minutes.to_visit(i32::MIN, now, CLOCK_SKEW);
         let mut withdrawals = Vec::new();

@@ -18,7 +18,9 @@ Examples:
 
 const AFTER: &str = "\
 Makes the keyspace where it is missing and applies the numbered files that were not applied. Safe to run again, and from
-several nodes at once. Migrate before the first process of a new release starts; the release before goes on working.";
+several nodes at once; but on an Apache Cassandra of several nodes let the very first one be run by one node alone, for
+the tables that make it safe have to be made first. Migrate before the first process of a new release starts; the release
+before goes on working.";
 
 /// Bring the schema of the cluster up to what this release needs
 #[derive(Debug, clap::Args)]

@@ -1,0 +1,72 @@
+//! A retract at one API node is invisible on all others within a second of its 202, before any row says so: no worker runs
+//! here, so nothing but the withdrawal itself hides the post.
+
+use std::time::{Duration, Instant};
+
+use fanfold::clock::Clock;
+
+use crate::skew::{HOUR, retract};
+use crate::support::Service;
+
+/// What is promised.
+const WITHIN: Duration = Duration::from_secs(1);
+/// Between pages.
+const PAUSE: Duration = Duration::from_millis(10);
+
+async fn shows(node: &Service, title: &str) -> bool {
+    let page = node.get("/v1/viewers/ben/inbox").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    page.titles("items").iter().any(|shown| shown == title)
+}
+
+/// The first page that begins when the second is over does not have it; and what one page did not have, no later one has.
+async fn vanishes_in_time(reader: &Service, answered: Instant, title: &str, case: &str) {
+    let mut gone = None;
+    loop {
+        let begun = answered.elapsed();
+        let shown = shows(reader, title).await;
+        assert!(!shown || gone.is_none(), "{case}: {title} is back after {begun:?}, it was gone after {gone:?}");
+        assert!(!shown || begun < WITHIN, "{case}: {title} is shown {begun:?} after its retract was accepted");
+        if !shown {
+            gone = gone.or(Some(begun));
+        }
+        if begun >= WITHIN {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retract_is_invisible_within_a_second_on_every_node_whatever_the_clocks_say() {
+    let Some(mut service) = Service::on_cluster(|_| {}).await else { return };
+    let titles: Vec<String> = (0..12).map(|n| format!("Retracted {n}")).collect();
+    let mut posts = Vec::new();
+    for title in &titles {
+        posts.push((title, service.publish(title, &["ben"]).await));
+    }
+    service.stop_workers().await;
+    let now = Clock::system().now();
+    let second = service.beside(Clock::system()).await;
+    let fast = service.beside(Clock::manual(now.after(HOUR))).await;
+    let slow = service.beside(Clock::manual(now.before(HOUR))).await;
+    let cases = [
+        ("clocks that agree", &service, [&second, &second]),
+        ("a reader that is ahead or behind", &service, [&fast, &slow]),
+        ("a retractor that is ahead", &fast, [&second, &slow]),
+        ("a retractor that is behind", &slow, [&second, &fast]),
+    ];
+    let mut posts = posts.into_iter();
+    for (case, retractor, readers) in cases {
+        for (title, id) in posts.by_ref().take(3) {
+            for reader in readers {
+                assert!(shows(reader, title).await, "{case}: {title} is there before");
+            }
+            retract(retractor, &id).await;
+            let answered = Instant::now();
+            assert!(!shows(retractor, title).await, "{case}: where it was retracted it is gone at once");
+            let [one, other] = readers.map(|reader| vanishes_in_time(reader, answered, title, case));
+            tokio::join!(one, other);
+        }
+    }
+}
