@@ -322,7 +322,8 @@ impl Publisher {
         }
     }
 
-    async fn owned_post(&self, producer: &ProducerId, id: PostId) -> Result<Post> {
+    /// A post of this producer's.
+    pub async fn owned_post(&self, producer: &ProducerId, id: PostId) -> Result<Post> {
         // Another producer's post is as unknown as one that never was.
         let post = self.store.post(id).await?.filter(|post| post.producer == *producer);
         post.ok_or_else(|| unknown_post(id))

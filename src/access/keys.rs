@@ -43,6 +43,7 @@ struct Inner {
 struct Limits {
     age_max: Duration,
     keys_max: u64,
+    ttl_s_max: u64,
     ended_kept: Duration,
     use_noted_every: Duration,
 }
@@ -94,6 +95,7 @@ impl KeyBook {
             limits: Limits {
                 age_max: Duration::from_millis(config.key_age_ms_max),
                 keys_max: u64::from(config.keys_max),
+                ttl_s_max: config.key_ttl_s_max,
                 ended_kept: Duration::from_secs(config.ended_keys_kept_s),
                 use_noted_every: Duration::from_secs(config.use_noted_every_s),
             },
@@ -212,8 +214,8 @@ impl KeyBook {
         if order.scopes.is_empty() {
             return Err(Error::invalid("invalid_value", "scopes", "must name at least one scope"));
         }
-        if order.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            return Err(Error::invalid("invalid_value", "ttl_seconds", "must be at least 1"));
+        if let Some(ttl) = order.ttl {
+            check_ttl(ttl.as_secs(), self.0.limits.ttl_s_max)?;
         }
         let producer = ProducerId::parse("producer", order.producer.as_deref().unwrap_or(&order.name))?;
         self.make_room(now).await?;
@@ -349,3 +351,11 @@ fn check_name(name: &str) -> Result<()> {
 fn unknown_key(id: KeyId) -> Error {
     Error::not_found("key_not_found", format!("there is no key {id}"))
 }
+fn check_ttl(seconds: u64, max: u64) -> Result<()> {
+    if (1..=max).contains(&seconds) {
+        return Ok(());
+    }
+    let detail = format!("must be 1 to {max} seconds, is {seconds}");
+    Err(Error::limit("invalid_value", "ttl_seconds", detail, seconds.clamp(1, max), seconds))
+}
+

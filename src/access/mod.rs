@@ -117,8 +117,14 @@ impl Access {
     }
 
     /// Charges them with rows that were not known before.
+    /// Whether rows cost them anything.
+    pub fn limits_rows(&self, caller: &Caller) -> bool {
+        let inner = self.0.as_deref().filter(|_| matches!(caller, Caller::Producer { .. }));
+        inner.is_some_and(|inner| inner.quotas.limits_rows())
+    }
+
     pub async fn charge_rows(&self, caller: &Caller, rows: u32) {
-        if let (Some(inner), Caller::Producer { key, .. }) = (self.0.as_deref(), caller) {
+        if let (Some(inner), Caller::Producer { key, .. }, 1..) = (self.0.as_deref(), caller, rows) {
             inner.quotas.add_rows(*key, u64::from(rows)).await;
         }
     }

@@ -86,6 +86,11 @@ impl Quotas {
             share: Share::new(Duration::from_millis(quota.shared_pause_ms)),
         }
     }
+    /// Whether rows have one.
+    pub fn limits_rows(&self) -> bool {
+        self.rates[ROWS].is_some()
+    }
+
 
     /// Whether keys have any quota at all.
     pub fn limits_keys(&self) -> bool {
@@ -109,7 +114,7 @@ impl Quotas {
 
     /// Adds to what `key` has cost, after it was let in.
     pub async fn add_rows(&self, key: KeyId, rows: u64) {
-        if self.rates[ROWS].is_none() {
+        if !self.limits_rows() {
             return;
         }
         // At no cost the others are there all the same: the count has one account for all of them.

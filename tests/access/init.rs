@@ -86,6 +86,15 @@ fn init_looks_at_what_is_there_and_takes_nothing_for_good_that_is_not() {
 }
 
 #[test]
+fn keys_that_are_made_without_a_service_live_no_longer_than_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let local = "keys create --name ops --scope read --local --data d";
+    let max = crate::defaults().access.key_ttl_s_max;
+    refused(folder.path(), &format!("{local} --expires {}s", max + 1), &["ttl_seconds", &max.to_string()]);
+    good(folder.path(), &format!("{local} --expires {max}s"));
+}
+
+#[test]
 fn keys_that_are_made_without_a_service_are_in_the_audit_log_too() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path();

@@ -9,6 +9,7 @@ mod support;
 #[path = "../support/wait.rs"]
 mod wait;
 
+mod audit;
 mod bad_days;
 mod https;
 mod init;
