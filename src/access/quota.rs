@@ -70,14 +70,8 @@ impl Quotas {
             Rate::new(quota.bytes_per_s, quota.bytes_burst),
         ];
         let poll_rate = Rate::new(quota.polls_per_s, quota.polls_burst);
-        let longest = rates.iter().flatten().map(|rate| rate.fill()).max().unwrap_or_default();
-        let here = EmbeddedQuotas::new(QuotaLimits {
-            keys_max: u64::from(keys_max),
-            // Debts are paid off in more than the time it takes to fill up, so they are kept longer.
-            keys_idle: longest.saturating_mul(4).max(Duration::from_secs(60)),
-            viewers_max: quota.viewers_tracked_max,
-            viewers_idle: poll_rate.map_or(Duration::from_secs(1), Rate::fill),
-        });
+        let here =
+            EmbeddedQuotas::new(QuotaLimits { keys_max: u64::from(keys_max), viewers_max: quota.viewers_tracked_max });
         Self {
             rates,
             poll_rate,
