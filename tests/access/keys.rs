@@ -163,6 +163,31 @@ async fn a_key_in_use_costs_a_read_now_and_then_and_a_wrong_one_none() {
 }
 
 #[tokio::test]
+async fn who_was_refused_once_costs_no_read_however_old_the_answer_is() {
+    let guarded = Guarded::start_with(|config| config.access.key_age_ms_max = 1).await;
+    let book = guarded.book();
+    let reads = || guarded.service.running.backends.store.reads(Path::Access);
+    let (key, revoked) = (guarded.key("shop", &[Scope::Publish]).await, guarded.key("old", &[Scope::Publish]).await);
+    let wrong = KeyText { id: key.id, secret: fanfold::access::credential::KeySecret::random() };
+    book.verify(&key).await.expect("live");
+    book.revoke(revoked.id).await.expect("revoked");
+    let before = reads();
+    let begun = Instant::now();
+    // Longer than what was read is good for, many times over.
+    while begun.elapsed() < Duration::from_millis(100) {
+        assert_eq!(book.verify(&wrong).await.expect_err("wrong").code(), "key_invalid");
+        assert_eq!(book.verify(&revoked).await.expect_err("revoked").code(), "key_revoked");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(reads() - before, 0);
+    eventually("the right secret asks again", async || {
+        book.verify(&key).await.expect("live");
+        reads() > before
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_last_use_is_noted_once_in_a_while() {
     let guarded = Guarded::start().await;
     let (book, store) = (guarded.book(), &guarded.service.running.backends.store);
