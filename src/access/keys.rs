@@ -283,6 +283,7 @@ impl KeyBook {
     }
 
     /// Makes a successor that stands for the same producer and opens the same; the old one works for `overlap` more.
+    /// Without any it is revoked: an instant would be one of this machine's clock, and come later elsewhere.
     pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<(ProducerKey, IssuedKey)> {
         let now = self.0.clock.now();
         let old = self.0.store.find_key(id).await?.ok_or_else(|| unknown_key(id))?;
@@ -301,8 +302,17 @@ impl KeyBook {
                 ..old
             })
             .await?;
-        let old = self.end(id, KeyEnd::Expires(now.after(overlap))).await?;
-        Ok((old, issued))
+        let end = if overlap.is_zero() { KeyEnd::Revoked(now) } else { KeyEnd::Expires(now.after(overlap)) };
+        match self.end(id, end).await {
+            Ok(old) => Ok((old, issued)),
+            Err(error) => {
+                // Nobody is told its secret, so nobody needs it.
+                if let Err(error) = self.end(issued.key.id, KeyEnd::Revoked(now)).await {
+                    warn!(%error, key = %issued.key.id, "a successor that nobody has works: revoke it");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Whether any key that works may administer: without one nobody gets in.
