@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::fault::{EXIT_USAGE, Fault, Result};
 use super::serve::{self, LogFormatArg};
-use super::{duration, out};
+use super::{duration, out, refuse_secrets};
 use crate::config::Overrides;
 use crate::service::worker::{self, Role};
 
@@ -44,6 +44,9 @@ struct Args {
 
 /// Runs a worker process.
 pub fn main(role: Role) -> ExitCode {
+    if let Some(code) = refuse_secrets(role.name()) {
+        return code;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(told) => {
