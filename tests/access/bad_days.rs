@@ -146,6 +146,11 @@ fn beyond_loopback_it_starts_with_access_control_and_not_without() {
     refused(&check(&[]), &["http.listen", "access.mode", "fanfold init"]);
     let output = check(&[("FANFOLD_ACCESS__MODE", "on")]);
     assert!(output.status.success(), "no flag that says insecure is needed: {output:?}");
+    for binary in WORKERS {
+        let words = ["worker.listen", "0.0.0.0:0", "--insecure-listen-beyond-loopback"];
+        refused(&worker(binary, &["--listen", "0.0.0.0:0"], &[]), &words);
+        refused(&worker(binary, &[], &[("FANFOLD_WORKER__LISTEN", "0.0.0.0:0")]), &words);
+    }
 }
 
 #[test]
