@@ -24,6 +24,7 @@ use super::cors::Cors;
 use super::poll;
 use super::problem::{Failure, Problem, ProblemBody};
 use super::routes::{METHODS, Route, method_index};
+use crate::access::audit::Place;
 use crate::domain::TraceId;
 use crate::error::{Error, Kind};
 use crate::trace;
@@ -143,10 +144,13 @@ impl Front {
         if route == Route::Batch {
             request.extensions_mut().insert(request_id.clone());
         }
+        let post = access::named_post(route, request.uri().path());
         // Boxed for the same reason as the waiting in [`poll`].
         let Ok(mut response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
         if let Some(publisher) = publisher {
             access::tell_allowances(&self.app, &publisher, response.headers_mut());
+            let place = Place { route: route.template(), post, peer, request_id: request_id.as_str() };
+            access::tell_unknown(&self.app, &response, &publisher, &place);
         }
         response
     }

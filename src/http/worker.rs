@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::front::RequestId;
 use super::problem::ProblemBody;
 use super::{access, ops};
+use crate::access::audit::Place;
 use crate::access::{Access, Caller, Need, decide};
 use crate::domain::Scope;
 use crate::error::{Error, Result};
@@ -90,7 +91,7 @@ async fn admit(access: &Access, headers: &HeaderMap, known: &mut Option<Caller>)
 fn refusal(access: &Access, error: &Error, by: Option<&Caller>, headers: &HeaderMap, peer: SocketAddr) -> Response {
     let request_id = RequestId::take(headers);
     if let Some(refusals) = access.refusals().filter(|_| access::is_refusal(error)) {
-        refusals.tell(error, by, "/metrics", peer, request_id.as_str());
+        refusals.tell(error, by, &Place { route: "/metrics", post: None, peer, request_id: request_id.as_str() });
     }
     let body = ProblemBody::new(error, request_id.as_str());
     let mut response = Response::default();

@@ -130,3 +130,39 @@ async fn who_hangs_up_is_charged_and_audited_all_the_same() {
     eventually("and that is in the audit log", async || service.has(&line)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_posts_of_others_is_audited() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let shop = key(dir.path(), "shop", "publish,read").await;
+    let other = key(dir.path(), "other", "publish,read").await;
+    let service = Logged::start(dir.path(), &[("FANFOLD_ACCESS__MODE", "on")]).await;
+    let body = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+    let posted = service.ask(&shop, "POST", "/v1/posts", body).await.text().await.expect("text");
+    let posted: Value = serde_json::from_str(&posted).expect("JSON");
+    let theirs = posted["post_id"].as_str().expect("an id").to_owned();
+    let nobodys = "019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b";
+    // The first digit written in another way is the same post.
+    let written = format!("%30{}", &theirs[1..]);
+    for (method, id, body) in [
+        ("GET", theirs.as_str(), Value::Null),
+        ("GET", &written, Value::Null),
+        ("PATCH", &theirs, json!({"type": "mine"})),
+        ("DELETE", &theirs, Value::Null),
+        ("GET", nobodys, Value::Null),
+    ] {
+        let before = service.lines().len();
+        let answer = service.ask(&other, method, &format!("/v1/posts/{id}"), body).await;
+        assert_eq!(answer.status(), 404, "{method} {id}");
+        let lines = service.lines();
+        assert_eq!(lines.len(), before + 1, "{method} {id}: {lines:?}");
+        let post = if id == nobodys { nobodys } else { &theirs };
+        let by = format!("by=\"{}\"", other.id);
+        for part in ["event=\"refused\"", "code=\"post_not_found\"", &format!("post={post}"), &by, "peer=127.0.0.1"] {
+            assert!(lines[before].contains(part), "{part} is not in {}", lines[before]);
+        }
+        assert!(!lines[before].contains(&other.reveal_secret()));
+    }
+    let before = service.lines().len();
+    assert_eq!(service.ask(&shop, "GET", &format!("/v1/posts/{theirs}"), Value::Null).await.status(), 200);
+    assert_eq!(service.lines().len(), before, "one's own is no attempt");
+}
