@@ -145,4 +145,5 @@ pub struct Redis {
 pub struct Worker {
     pub listen: SocketAddr,
     pub threads: u32,
+    pub connections_max: u32,
 }

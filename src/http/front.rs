@@ -33,8 +33,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_POLL_INTERVAL: HeaderName = HeaderName::from_static("x-poll-interval");
 const NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const VARY: HeaderValue = HeaderValue::from_static("Authorization, Origin");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// An answer is data: a browser that shows one as a page shall run nothing, load nothing and frame nothing.
 const NOTHING_ACTIVE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 /// Browsers that were here once come back by TLS alone, for a year. Of this host and no other: what else the domain

@@ -76,7 +76,8 @@ struct Server {
     crowd: Crowd,
 }
 
-fn builder(http: &Http) -> http1::Builder {
+/// How HTTP is spoken, and with which bounds.
+pub(super) fn builder(http: &Http) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .header_read_timeout(Duration::from_millis(http.header_read_timeout_ms))
@@ -113,7 +114,8 @@ async fn accept_all(
     }
 }
 
-async fn refused(error: &io::Error) {
+/// No connection could be accepted: waits if that was for want of something.
+pub(super) async fn refused(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
         debug!(%error, "a connection was gone before it was accepted");
