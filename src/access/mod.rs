@@ -138,7 +138,8 @@ impl Access {
         }
     }
 
-    /// Counts a poll of `viewer`'s.
+    /// Counts a request for `viewer`'s inbox.
+    /// See [`Quotas::poll`].
     pub async fn count_poll(&self, viewer: &ViewerId) -> Result<()> {
         match self.0.as_deref() {
             // Boxed: polls that nobody counts need not be as large as this.

@@ -80,15 +80,15 @@ impl Quotas {
             share: Share::new(Duration::from_millis(quota.shared_pause_ms)),
         }
     }
-    /// Whether rows have one.
-    pub fn limits_rows(&self) -> bool {
-        self.rates[ROWS].is_some()
-    }
-
 
     /// Whether keys have any quota at all.
     pub fn limits_keys(&self) -> bool {
         self.rates.iter().any(Option::is_some)
+    }
+
+    /// Whether rows have one.
+    pub fn limits_rows(&self) -> bool {
+        self.rates[ROWS].is_some()
     }
 
     /// Whether polls have any.
@@ -137,7 +137,7 @@ impl Quotas {
         .collect()
     }
 
-    /// Counts a poll of a viewer's.
+    /// Counts a poll of a viewer's, or what else they ask for by a token of their own.
     pub async fn poll(&self, viewer: &ViewerId) -> Result<()> {
         let Some(rate) = self.poll_rate else { return Ok(()) };
         let takes = [Some(Take { rate, cost: 1 }), None, None];

@@ -62,13 +62,13 @@ async fn enter<B>(
     *known = Some(caller.clone());
     let viewer = if need == Need::Inbox { Some(params::viewer_of(request.uri().path())?) } else { None };
     decide(&caller, need, viewer.as_ref())?;
-    if let (Route::Poll, Some(viewer)) = (route, &viewer) {
-        app.access.count_poll(viewer).await?;
+    // A poll is the viewer's whoever asks; what else a backend reads and marks for its viewers is its own affair.
+    if let Some(viewer) = viewer.filter(|_| route == Route::Poll || matches!(caller, Caller::Viewer(_))) {
+        app.access.count_poll(&viewer).await?;
     }
     Ok(caller)
 }
 
-/// The one `Authorization` there may be. Of two, somebody in between might have looked at the other.
 /// The post that a path names, for [`tell_unknown`].
 pub(super) fn named_post(route: Route, path: &str) -> Option<PostId> {
     let text = (route == Route::Post).then(|| params::segment(path, 3))?.ok()?;
@@ -84,6 +84,7 @@ pub(super) fn tell_unknown(app: &App, response: &Response<Body>, caller: &Caller
     }
 }
 
+/// The one `Authorization` there may be. Of two, somebody in between might have looked at the other.
 pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<&str>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };

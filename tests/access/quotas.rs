@@ -153,6 +153,38 @@ async fn a_retract_costs_its_rows_once() {
 }
 
 #[tokio::test]
+async fn a_viewers_token_is_bounded_wherever_it_goes() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.polls_per_s, config.quota.polls_burst) = (1, 5);
+    })
+    .await;
+    let backend = bearer(&guarded.key("app", &[Scope::Viewers]).await);
+    let post = "019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b";
+    for (viewer, method, rest, body) in [
+        ("ana", "GET", "inbox", Value::Null),
+        ("ben", "GET", "changes?since=x", Value::Null),
+        ("cleo", "PUT", &format!("inbox/{post}/read"), Value::Null),
+        ("dan", "POST", "inbox/marks", json!({"mark": "read", "value": true, "post_ids": [post]})),
+    ] {
+        let ask = async |authorization: &str| {
+            let ask = guarded.service.ask(method, &format!("/v1/viewers/{viewer}/{rest}"));
+            ask.header("authorization", authorization).json(body.clone()).send().await
+        };
+        let own = format!("Bearer {}", guarded.ring.token(viewer));
+        let mut refused = 0;
+        for _ in 0..50 {
+            let reply = ask(&own).await;
+            if reply.status == 429 {
+                is_refused(&reply, "quota.polls_per_s");
+                refused += 1;
+            }
+        }
+        assert!(refused > 20, "{method} {rest}: {refused} of 50");
+        assert_ne!(ask(&backend).await.status, 429, "{method} {rest}: a backend's reads are its own affair");
+    }
+}
+
+#[tokio::test]
 async fn a_viewer_who_spins_is_slowed_down() {
     let guarded = Guarded::start_with(|config| {
         (config.quota.polls_per_s, config.quota.polls_burst) = (1, 5);
