@@ -128,6 +128,22 @@ fn describe() {
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");
     describe_counter!("fanfold_fanout_parked_total", Unit::Count, "Fan-out tasks set aside after too many failures");
     describe_counter!("fanfold_resyncs_total", Unit::Count, "Clients told to read their inbox afresh, by reason");
+    describe_counter!(
+        "fanfold_access_refused_total",
+        Unit::Count,
+        "Requests refused for what they showed or for whose post they asked, by code"
+    );
+    describe_counter!(
+        "fanfold_connections_refused_total",
+        Unit::Count,
+        "Connections closed because their address had as many as it may"
+    );
+    describe_counter!(
+        "fanfold_jwks_reloads_total",
+        Unit::Count,
+        "Times that access.jwks_file was read again, by result"
+    );
+    describe_counter!("fanfold_tls_reloads_total", Unit::Count, "Times that the certificate was read again, by result");
     describe_counter!("fanfold_quota_refused_total", Unit::Count, "Posts and polls beyond a quota, by quota");
     describe_gauge!(
         "fanfold_quota_shared",

@@ -119,6 +119,26 @@ fn a_quota_of_nothing_is_no_quota_and_a_burst_of_nothing_is_refused() {
 }
 
 #[tokio::test]
+async fn quotas_that_limit_nobody_are_told_at_the_start() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = dir.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fanfold"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
+        .current_dir(dir.path())
+        .env_remove("FANFOLD_CONFIG")
+        .env("FANFOLD_QUOTA__POLLS_PER_S", "5")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).expect("a file"))
+        .spawn()
+        .expect("the binary starts");
+    let told = || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("quotas are set and limit nobody"));
+    crate::wait::eventually("it says so", async || told()).await;
+    child.kill().expect("killed");
+    child.wait().expect("waited");
+}
+
+#[tokio::test]
 async fn a_quota_of_nothing_limits_nothing() {
     let guarded = Guarded::start_with(|config| {
         (config.quota.posts_per_s, config.quota.posts_burst) = (0, 1);
