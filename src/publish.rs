@@ -134,9 +134,14 @@ impl Publisher {
     /// Publishes a draft. When it returns, the post is committed and its fan-out certain. Runs to its end even if the
     /// client goes away: a post that is committed and not queued would wait for the relay.
     pub async fn publish(&self, draft: Draft) -> Result<Post> {
+        self.publish_then(draft, |_| ()).await
+    }
+
+    /// The same; `then` hears of the post even if nobody waits for it any more.
+    pub async fn publish_then(&self, draft: Draft, then: impl FnOnce(&Post) + Send + 'static) -> Result<Post> {
         self.check(&draft)?;
         let this = self.clone();
-        uninterrupted(async move { this.commit(&draft).await }).await
+        uninterrupted(async move { this.commit(&draft).await.inspect(then) }).await
     }
 
     async fn commit(&self, draft: &Draft) -> Result<Post> {
@@ -335,7 +340,8 @@ impl Publisher {
         }
     }
 
-    async fn owned_post(&self, producer: &ProducerId, id: PostId) -> Result<Post> {
+    /// A post of this producer's.
+    pub async fn owned_post(&self, producer: &ProducerId, id: PostId) -> Result<Post> {
         // Another producer's post is as unknown as one that never was.
         let post = self.store.post(id).await?.filter(|post| post.producer == *producer);
         post.ok_or_else(|| unknown_post(id))

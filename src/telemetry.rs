@@ -136,6 +136,22 @@ fn describe() {
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");
     describe_counter!("fanfold_fanout_parked_total", Unit::Count, "Fan-out tasks set aside after too many failures");
     describe_counter!("fanfold_resyncs_total", Unit::Count, "Clients told to read their inbox afresh, by reason");
+    describe_counter!(
+        "fanfold_access_refused_total",
+        Unit::Count,
+        "Requests refused for what they showed or for whose post they asked, by code"
+    );
+    describe_counter!(
+        "fanfold_connections_refused_total",
+        Unit::Count,
+        "Connections closed because their address had as many as it may"
+    );
+    describe_counter!(
+        "fanfold_jwks_reloads_total",
+        Unit::Count,
+        "Times that access.jwks_file was read again, by result"
+    );
+    describe_counter!("fanfold_tls_reloads_total", Unit::Count, "Times that the certificate was read again, by result");
     describe_counter!("fanfold_quota_refused_total", Unit::Count, "Posts and polls beyond a quota, by quota");
     describe_gauge!(
         "fanfold_quota_shared",
@@ -182,6 +198,8 @@ fn open_fds() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -192,6 +210,34 @@ mod tests {
         let error = filter("info,fanfold=loud").expect_err("no such level");
         assert_eq!((error.code(), error.field()), ("invalid_config", Some("log.filter")));
         assert!(error.detail().contains("fanfold=loud"), "{error}");
+    }
+
+    /// The name after each `start` in the sources, white space between them apart.
+    fn named(text: &str, start: &str) -> BTreeSet<String> {
+        let after = text.split(start).skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"'));
+        after.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect()
+    }
+
+    #[test]
+    fn every_metric_says_what_it_means_and_none_is_described_that_is_not_there() {
+        let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+        let (mut used, mut described) = (BTreeSet::new(), BTreeSet::new());
+        while let Some(folder) = folders.pop() {
+            for path in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).expect("UTF-8");
+                let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+                for kind in ["counter!(", "gauge!(", "histogram!("] {
+                    described.append(&mut named(text, &format!("describe_{kind}")));
+                    used.append(&mut named(&text.replace(&format!("describe_{kind}"), ""), kind));
+                }
+            }
+        }
+        assert!(used.len() > 20, "{used:?}");
+        assert_eq!(used, described);
     }
 
     #[test]

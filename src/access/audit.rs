@@ -56,6 +56,19 @@ fn by(caller: &Caller) -> String {
     }
 }
 
+/// Where somebody was refused, and from where they came.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The route.
+    pub route: &'static str,
+    /// The post that they asked for, if that is what they were refused.
+    pub post: Option<PostId>,
+    /// Their address.
+    pub peer: SocketAddr,
+    /// What the request is called.
+    pub request_id: &'a str,
+}
+
 /// Writes refusals, up to so many a second: whoever knocks a million times must not fill the disk.
 #[derive(Debug)]
 pub struct Refusals {
@@ -73,15 +86,8 @@ impl Refusals {
         Self { per_second: u64::from(per_second), begun, window: AtomicU64::new(0), withheld: AtomicU64::new(0) }
     }
 
-    /// Somebody was refused at a route. `caller` is who, where that much was known.
-    pub fn tell(
-        &self,
-        error: &Error,
-        caller: Option<&Caller>,
-        route: &'static str,
-        peer: SocketAddr,
-        request_id: &str,
-    ) {
+    /// Somebody was refused. `caller` is who, where that much was known.
+    pub fn tell(&self, error: &Error, caller: Option<&Caller>, place: &Place<'_>) {
         counter!("fanfold_access_refused_total", "code" => error.code()).increment(1);
         if !self.takes_one_more(self.begun.elapsed()) {
             self.withheld.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +96,9 @@ impl Refusals {
         let withheld = self.withheld.swap(0, Ordering::Relaxed);
         let by = caller.map_or_else(|| "unknown".to_owned(), by);
         let code = error.code();
-        info!(target: "audit", event = "refused", code, by, route, peer = %peer.ip(), request_id, withheld);
+        let Place { route, post, peer, request_id } = *place;
+        let post = post.map(tracing::field::display);
+        info!(target: "audit", event = "refused", code, by, route, post, peer = %peer.ip(), request_id, withheld);
     }
 
     fn takes_one_more(&self, since: Duration) -> bool {

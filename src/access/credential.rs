@@ -70,6 +70,12 @@ impl KeyText {
 /// people who put one where others can see it.
 pub fn looks_secret(text: &str) -> bool {
     let text = text.rsplit('=').next().unwrap_or(text);
+    // The user and password of an address are Basic.
+    let address =
+        text.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).and_then(|(user, _)| user.split_once(':'));
+    if address.is_some_and(|(user, password)| key_of(user, password).is_some()) {
+        return true;
+    }
     let token = || {
         let parts: Vec<&str> = text.split('.').collect();
         parts.len() == 3 && text.starts_with("eyJ") && parts.iter().all(|part| part.len() > 8)
@@ -123,6 +129,10 @@ impl<'a> Credential<'a> {
 fn basic(text: &str) -> Option<KeyText> {
     let decoded = STANDARD.decode(text).ok()?;
     let (user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+    key_of(user, password)
+}
+
+fn key_of(user: &str, password: &str) -> Option<KeyText> {
     let id = KeyId::parse(user)?;
     let whole = || KeyText::parse(password).filter(|key| key.id == id).map(|key| key.secret);
     Some(KeyText { id, secret: from_hex(password).map(KeySecret).or_else(whole)? })
@@ -191,10 +201,12 @@ mod tests {
     fn secrets_are_recognised_where_they_should_not_be() {
         let key = key().reveal();
         let token = format!("eyJhbGciOi.{}.{}", "x".repeat(20), "y".repeat(20));
-        for secret in [&key, &format!("--key={key}"), &token] {
+        let [basic, whole] = [&key[21..], &key].map(|password| format!("http://{}:{password}@h:1/", "01".repeat(8)));
+        for secret in [&key, &format!("--key={key}"), &token, &basic, &whole, &format!("--url={basic}")] {
             assert!(looks_secret(secret), "{secret}");
         }
-        for harmless in ["ffk_", "ffk_0101010101010101", "ben", "--data={\"a\":1}", "a.b.c", "eyJ.b.c"] {
+        for harmless in ["ffk_", "ffk_0101010101010101", "ben", "--data={\"a\":1}", "a.b.c", "eyJ.b.c", "http://a:b@h"]
+        {
             assert!(!looks_secret(harmless), "{harmless}");
         }
     }

@@ -6,10 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq as _;
-use tokio::sync::{Mutex, Semaphore};
 use tracing::warn;
 
 use super::credential::{KeySecret, KeyText};
+use super::turns::Turns;
 use crate::adapters::Store;
 use crate::clock::Clock;
 use crate::config;
@@ -35,7 +35,7 @@ struct Inner {
     clock: Clock,
     known: moka::sync::Cache<KeyId, Arc<Known>>,
     unknown: moka::sync::Cache<KeyId, ()>,
-    lookups: Semaphore,
+    lookups: Turns,
     limits: Limits,
 }
 
@@ -43,6 +43,7 @@ struct Inner {
 struct Limits {
     age_max: Duration,
     keys_max: u64,
+    ttl_s_max: u64,
     ended_kept: Duration,
     use_noted_every: Duration,
 }
@@ -51,8 +52,8 @@ struct Limits {
 #[derive(Debug)]
 struct Known {
     state: RwLock<(ProducerKey, Instant)>,
-    /// Held while the key is read again, so that one request does it for all.
-    reading: Mutex<()>,
+    /// One request reads the key again for all.
+    reading: Turns,
     /// When a use was last noted, in microseconds.
     noted: AtomicI64,
 }
@@ -90,10 +91,11 @@ impl KeyBook {
                 .max_capacity(config.unknown_keys_cached_max)
                 .time_to_live(UNKNOWN_FOR)
                 .build(),
-            lookups: Semaphore::new(LOOKUPS_MAX),
+            lookups: Turns::new(LOOKUPS_MAX),
             limits: Limits {
                 age_max: Duration::from_millis(config.key_age_ms_max),
                 keys_max: u64::from(config.keys_max),
+                ttl_s_max: config.key_ttl_s_max,
                 ended_kept: Duration::from_secs(config.ended_keys_kept_s),
                 use_noted_every: Duration::from_secs(config.use_noted_every_s),
             },
@@ -102,10 +104,22 @@ impl KeyBook {
 
     /// The key that `text` proves, if it works now.
     pub async fn verify(&self, text: &KeyText) -> Result<ProducerKey> {
-        let found = match self.fresh(text.id) {
-            Some(key) => Some(key),
-            None => self.read(text.id).await?,
-        };
+        if let Some(known) = self.0.known.get(&text.id) {
+            let (key, is_fresh) = known.look(self.0.limits.age_max);
+            // A key's secret never changes and its end only comes earlier: whom an old state refuses any newer one would.
+            let key = self.check(text, Some(key))?;
+            if is_fresh {
+                self.note_use(&key);
+                return Ok(key);
+            }
+        }
+        let key = self.check(text, self.read(text.id).await?)?;
+        self.note_use(&key);
+        Ok(key)
+    }
+
+    /// The key that was found, if `text` proves it and it works now.
+    fn check(&self, text: &KeyText, found: Option<ProducerKey>) -> Result<ProducerKey> {
         // An id without a key is compared with something, too: it takes as long.
         let hash = found.as_ref().map_or(SecretHash([0; 32]), |key| key.hash);
         let right = bool::from(text.secret.hash().0.ct_eq(&hash.0));
@@ -116,43 +130,31 @@ impl KeyBook {
                 "there is no such key, or it has another secret",
             ));
         };
-        let now = self.0.clock.now();
         if key.revoked_at.is_some() {
             return Err(Error::new(Kind::Unauthenticated, "key_revoked", format!("the key {} was revoked", key.id)));
         }
-        if !key.is_live(now) {
+        if !key.is_live(self.0.clock.now()) {
             return Err(Error::new(Kind::Unauthenticated, "key_expired", format!("the key {} has expired", key.id)));
         }
-        self.note_use(&key, now);
         Ok(key)
     }
 
     /// The key as it is in memory, unless that is too old to go by.
     fn fresh(&self, id: KeyId) -> Option<ProducerKey> {
-        self.0.known.get(&id)?.fresh(self.0.limits.age_max)
+        let (key, is_fresh) = self.0.known.get(&id)?.look(self.0.limits.age_max);
+        is_fresh.then_some(key)
     }
 
     async fn read(&self, id: KeyId) -> Result<Option<ProducerKey>> {
         let inner = &*self.0;
+        // Whoever had a turn before may have read it already.
         if let Some(known) = inner.known.get(&id) {
-            let _reading = known.reading.lock().await;
-            // Whoever held the lock before may have read it already.
-            if let Some(key) = known.fresh(inner.limits.age_max) {
-                return Ok(Some(key));
-            }
-            return self.load(id).await;
+            return known.reading.take(|| self.fresh(id).map(Some), || self.load(id)).await;
         }
-        if inner.unknown.contains_key(&id) {
-            return Ok(None);
-        }
-        let closed = |_| Error::internal("the lookups of keys are closed");
-        let _permit = inner.lookups.acquire().await.map_err(closed)?;
-        if inner.unknown.contains_key(&id) {
-            return Ok(None);
-        }
-        match self.fresh(id) {
-            Some(key) => Ok(Some(key)),
-            None => self.load(id).await,
+        let unknown = || inner.unknown.contains_key(&id).then_some(None);
+        match unknown() {
+            Some(none) => Ok(none),
+            None => inner.lookups.take(|| unknown().or_else(|| self.fresh(id).map(Some)), || self.load(id)).await,
         }
     }
 
@@ -175,7 +177,7 @@ impl KeyBook {
         let make = || {
             Arc::new(Known {
                 state: RwLock::new((key.clone(), asked)),
-                reading: Mutex::new(()),
+                reading: Turns::new(1),
                 noted: AtomicI64::new(used),
             })
         };
@@ -189,8 +191,9 @@ impl KeyBook {
     }
 
     /// Notes a use now and then, in the background: losing one harms nobody.
-    fn note_use(&self, key: &ProducerKey, now: Time) {
+    fn note_use(&self, key: &ProducerKey) {
         let Some(known) = self.0.known.get(&key.id) else { return };
+        let now = self.0.clock.now();
         let last = known.noted.load(Ordering::Relaxed);
         let due =
             now.micros().saturating_sub(last) >= i64::try_from(self.0.limits.use_noted_every.as_micros()).unwrap_or(0);
@@ -212,8 +215,8 @@ impl KeyBook {
         if order.scopes.is_empty() {
             return Err(Error::invalid("invalid_value", "scopes", "must name at least one scope"));
         }
-        if order.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            return Err(Error::invalid("invalid_value", "ttl_seconds", "must be at least 1"));
+        if let Some(ttl) = order.ttl {
+            check_ttl(ttl.as_secs(), self.0.limits.ttl_s_max)?;
         }
         let producer = ProducerId::parse("producer", order.producer.as_deref().unwrap_or(&order.name))?;
         self.make_room(now).await?;
@@ -280,6 +283,7 @@ impl KeyBook {
     }
 
     /// Makes a successor that stands for the same producer and opens the same; the old one works for `overlap` more.
+    /// Without any it is revoked: an instant would be one of this machine's clock, and come later elsewhere.
     pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<(ProducerKey, IssuedKey)> {
         let now = self.0.clock.now();
         let old = self.0.store.find_key(id).await?.ok_or_else(|| unknown_key(id))?;
@@ -298,8 +302,17 @@ impl KeyBook {
                 ..old
             })
             .await?;
-        let old = self.end(id, KeyEnd::Expires(now.after(overlap))).await?;
-        Ok((old, issued))
+        let end = if overlap.is_zero() { KeyEnd::Revoked(now) } else { KeyEnd::Expires(now.after(overlap)) };
+        match self.end(id, end).await {
+            Ok(old) => Ok((old, issued)),
+            Err(error) => {
+                // Nobody is told its secret, so nobody needs it.
+                if let Err(error) = self.end(issued.key.id, KeyEnd::Revoked(now)).await {
+                    warn!(%error, key = %issued.key.id, "a successor that nobody has works: revoke it");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Whether any key that works may administer: without one nobody gets in.
@@ -311,9 +324,10 @@ impl KeyBook {
 }
 
 impl Known {
-    fn fresh(&self, age_max: Duration) -> Option<ProducerKey> {
+    /// The key as it was last read, and whether that is recent enough to go by.
+    fn look(&self, age_max: Duration) -> (ProducerKey, bool) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        (state.1.elapsed() < age_max).then(|| state.0.clone())
+        (state.0.clone(), state.1.elapsed() < age_max)
     }
 }
 
@@ -344,6 +358,14 @@ fn check_name(name: &str) -> Result<()> {
         return Err(Error::invalid("invalid_value", "name", "must not contain control characters"));
     }
     Ok(())
+}
+
+fn check_ttl(seconds: u64, max: u64) -> Result<()> {
+    if (1..=max).contains(&seconds) {
+        return Ok(());
+    }
+    let detail = format!("must be 1 to {max} seconds, is {seconds}");
+    Err(Error::limit("invalid_value", "ttl_seconds", detail, seconds.clamp(1, max), seconds))
 }
 
 fn unknown_key(id: KeyId) -> Error {

@@ -8,6 +8,7 @@ pub mod permit;
 pub mod quota;
 mod share;
 pub mod tokens;
+mod turns;
 
 pub use credential::{Credential, KeyText, looks_secret};
 pub use keys::{IssuedKey, KeyBook, NewKey, parse_scopes};
@@ -116,9 +117,15 @@ impl Access {
         }
     }
 
+    /// Whether rows cost them anything.
+    pub fn limits_rows(&self, caller: &Caller) -> bool {
+        let inner = self.0.as_deref().filter(|_| matches!(caller, Caller::Producer { .. }));
+        inner.is_some_and(|inner| inner.quotas.limits_rows())
+    }
+
     /// Charges them with rows that were not known before.
     pub async fn charge_rows(&self, caller: &Caller, rows: u32) {
-        if let (Some(inner), Caller::Producer { key, .. }) = (self.0.as_deref(), caller) {
+        if let (Some(inner), Caller::Producer { key, .. }, 1..) = (self.0.as_deref(), caller, rows) {
             inner.quotas.add_rows(*key, u64::from(rows)).await;
         }
     }
@@ -131,7 +138,8 @@ impl Access {
         }
     }
 
-    /// Counts a poll of `viewer`'s.
+    /// Counts a request for `viewer`'s inbox.
+    /// See [`Quotas::poll`].
     pub async fn count_poll(&self, viewer: &ViewerId) -> Result<()> {
         match self.0.as_deref() {
             // Boxed: polls that nobody counts need not be as large as this.
@@ -171,8 +179,13 @@ impl Access {
     }
 
     /// Says what is missing before anybody can get in.
-    pub async fn warn_of_gaps(&self) -> Result<()> {
-        let Some(inner) = self.0.as_deref() else { return Ok(()) };
+    pub async fn warn_of_gaps(&self, quota: &config::Quota) -> Result<()> {
+        let Some(inner) = self.0.as_deref() else {
+            if quota.is_set() {
+                warn!("quotas are set and limit nobody: access control is off (access.mode), so nobody is known");
+            }
+            return Ok(());
+        };
         if !inner.keys.has_admin().await? {
             warn!("no key with the scope admin works: stop the service and run `fanfold keys create --local`");
         }

@@ -70,14 +70,8 @@ impl Quotas {
             Rate::new(quota.bytes_per_s, quota.bytes_burst),
         ];
         let poll_rate = Rate::new(quota.polls_per_s, quota.polls_burst);
-        let longest = rates.iter().flatten().map(|rate| rate.fill()).max().unwrap_or_default();
-        let here = EmbeddedQuotas::new(QuotaLimits {
-            keys_max: u64::from(keys_max),
-            // Debts are paid off in more than the time it takes to fill up, so they are kept longer.
-            keys_idle: longest.saturating_mul(4).max(Duration::from_secs(60)),
-            viewers_max: quota.viewers_tracked_max,
-            viewers_idle: poll_rate.map_or(Duration::from_secs(1), Rate::fill),
-        });
+        let here =
+            EmbeddedQuotas::new(QuotaLimits { keys_max: u64::from(keys_max), viewers_max: quota.viewers_tracked_max });
         Self {
             rates,
             poll_rate,
@@ -90,6 +84,11 @@ impl Quotas {
     /// Whether keys have any quota at all.
     pub fn limits_keys(&self) -> bool {
         self.rates.iter().any(Option::is_some)
+    }
+
+    /// Whether rows have one.
+    pub fn limits_rows(&self) -> bool {
+        self.rates[ROWS].is_some()
     }
 
     /// Whether polls have any.
@@ -109,7 +108,7 @@ impl Quotas {
 
     /// Adds to what `key` has cost, after it was let in.
     pub async fn add_rows(&self, key: KeyId, rows: u64) {
-        if self.rates[ROWS].is_none() {
+        if !self.limits_rows() {
             return;
         }
         // At no cost the others are there all the same: the count has one account for all of them.
@@ -138,7 +137,7 @@ impl Quotas {
         .collect()
     }
 
-    /// Counts a poll of a viewer's.
+    /// Counts a poll of a viewer's, or what else they ask for by a token of their own.
     pub async fn poll(&self, viewer: &ViewerId) -> Result<()> {
         let Some(rate) = self.poll_rate else { return Ok(()) };
         let takes = [Some(Take { rate, cost: 1 }), None, None];

@@ -125,8 +125,14 @@ impl Connect {
 impl Client {
     /// A client for the service at `place`; nothing is sent yet.
     pub fn new(place: &Place, authorization: Option<HeaderValue>) -> Result<Self> {
-        let usage = |what: &str| Fault::Usage(format!("--url {}: {what}", out::clip(&place.url, 200)));
+        let usage = |what: &str| Fault::Usage(format!("--url{}: {what}", shown(&place.url)));
         let parsed = Url::parse(&place.url).map_err(|e| usage(&e.to_string()))?;
+        if !parsed.username().is_empty() || parsed.password().is_some() {
+            return Err(usage(
+                "must not have a user or a password: the key belongs in FANFOLD_KEY or --key-file. Rotate one that others \
+                 may have seen",
+            ));
+        }
         let encrypted = match parsed.scheme() {
             "https" => true,
             "http" => false,
@@ -305,6 +311,11 @@ fn sf_string(text: &str) -> Result<String> {
         return Err(Fault::Usage("--idempotency-key: must be printable ASCII and not empty".to_owned()));
     }
     Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+/// A URL that cannot be used, for a message: not if there is room for a secret in it.
+fn shown(url: &str) -> String {
+    if url.contains(['@', '?', '#']) { String::new() } else { format!(" {}", out::clip(url, 200)) }
 }
 
 fn is_loopback(url: &Url) -> bool {

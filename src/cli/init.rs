@@ -151,6 +151,12 @@ fn configuration(args: &Args) -> String {
          {place}\n\
          [access]\nmode = \"on\"\n\
          # Signs and checks viewers' tokens. A backend that signs its own needs the same key.\n\
-         jwks = '{{\"keys\":[{{\"kty\":\"oct\",\"alg\":\"HS256\",\"kid\":\"{kid:08x}\",\"k\":\"{secret}\"}}]}}'\n"
+         jwks = '{{\"keys\":[{{\"kty\":\"oct\",\"alg\":\"HS256\",\"kid\":\"{kid:08x}\",\"k\":\"{secret}\"}}]}}'\n\n\
+         # What one key may publish and one viewer may ask for; nothing is limited until this is. A proposal: take away the #.\n\
+         # [quota]\n\
+         # posts_per_s = 100\n\
+         # rows_per_s = 10_000\n\
+         # bytes_per_s = 1_048_576\n\
+         # polls_per_s = 5\n"
     )
 }

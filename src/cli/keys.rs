@@ -154,8 +154,10 @@ pub async fn run(args: Args) -> Result<()> {
             let client = connect.client()?;
             let told = post(&client, &format!("/v1/keys/{key}/rotate"), &body).await?;
             let replaced: Told = serde_json::from_value(told["replaced"].clone()).unwrap_or_default();
-            let until = replaced.expires_at.unwrap_or_default();
-            out::note(format_args!("{key} works until {until}"));
+            match replaced.expires_at.filter(|_| replaced.state == "live") {
+                Some(until) => out::note(format_args!("{key} works until {until}")),
+                None => out::note(format_args!("{key} works no more")),
+            }
             hand_over(told["key"].clone(), save.as_deref(), connect.json())
         }
     }

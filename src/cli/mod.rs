@@ -76,16 +76,21 @@ enum Command {
     Completions(complete::Args),
 }
 
+/// How `process` ends if one of its arguments is a secret; said without repeating it.
+fn refuse_secrets(process: &str) -> Option<ExitCode> {
+    let place = std::env::args_os().position(|arg| arg.to_str().is_some_and(looks_secret))?;
+    out::note(format_args!(
+        "{process}: argument {place} is a key or a token, or has one in it: every user of this machine can see a command's \
+         arguments, and the shell's history keeps them. Put it into FANFOLD_KEY, or into a file for --key-file; and since \
+         this one has been seen, rotate it"
+    ));
+    Some(ExitCode::from(EXIT_USAGE))
+}
+
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    if let Some(place) = std::env::args_os().position(|arg| arg.to_str().is_some_and(looks_secret)) {
-        // Said without repeating it.
-        out::note(format_args!(
-            "fanfold: argument {place} is a key or a token: every user of this machine can see a command's arguments, and \
-             the shell's history keeps them. Put it into FANFOLD_KEY, or into a file for --key-file; and since this one \
-             has been seen, rotate it"
-        ));
-        return ExitCode::from(EXIT_USAGE);
+    if let Some(code) = refuse_secrets("fanfold") {
+        return code;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

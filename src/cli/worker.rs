@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::fault::{EXIT_USAGE, Fault, Result};
 use super::serve::{self, LogFormatArg};
-use super::{duration, out};
+use super::{duration, out, refuse_secrets};
 use crate::config::Overrides;
 use crate::service::worker::{self, Role};
 
@@ -34,6 +34,9 @@ struct Args {
     /// How long to wait for servers that cannot be reached yet
     #[arg(long, value_name = "TIME", value_parser = duration::parse_seconds)]
     wait_for: Option<u32>,
+    /// Allow an address that other machines can reach, although nobody has to show a key
+    #[arg(long)]
+    insecure_listen_beyond_loopback: bool,
     /// What to log: a level, or target=level pairs [env: FANFOLD_LOG]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -44,6 +47,9 @@ struct Args {
 
 /// Runs a worker process.
 pub fn main(role: Role) -> ExitCode {
+    if let Some(code) = refuse_secrets(role.name()) {
+        return code;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(told) => {
@@ -64,6 +70,7 @@ fn run(role: Role, args: Args) -> Result<(), Fault> {
     let config = serve::load(&Overrides {
         file: args.config,
         worker_listen: args.listen,
+        insecure_listen_beyond_loopback: args.insecure_listen_beyond_loopback,
         wait_for_s: args.wait_for,
         log_filter: args.log,
         log_format: args.log_format.map(Into::into),

@@ -56,6 +56,13 @@ pub struct Quota {
     pub shared_pause_ms: u64,
 }
 
+impl Quota {
+    /// Whether anything is limited.
+    pub fn is_set(&self) -> bool {
+        [self.posts_per_s, self.rows_per_s, self.bytes_per_s, self.polls_per_s].iter().any(|rate| *rate > 0)
+    }
+}
+
 /// Which web pages may call the API from a browser.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -146,4 +146,5 @@ pub struct Redis {
 pub struct Worker {
     pub listen: SocketAddr,
     pub threads: u32,
+    pub connections_max: u32,
 }

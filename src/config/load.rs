@@ -298,17 +298,18 @@ fn check_together(config: &Config) -> Result<()> {
 
 /// Who can connect, and what they have to show.
 fn check_access(config: &Config) -> Result<()> {
-    let Config { http, access, cors, tls, .. } = config;
+    let Config { http, worker, access, cors, tls, .. } = config;
     let open = access.mode == AccessMode::Off && !http.insecure_listen_beyond_loopback;
     // A mapped IPv4 address is judged as what it maps to.
-    if open && !http.listen.ip().to_canonical().is_loopback() {
+    let reachable = |listen: &SocketAddr| !listen.ip().to_canonical().is_loopback();
+    let each = [("http.listen", http.listen), ("worker.listen", worker.listen)];
+    if let Some((key, listen)) = each.into_iter().find(|(_, listen)| open && reachable(listen)) {
         let detail = format!(
-            "{} can be reached from other machines and nobody is authenticated; set access.mode = \"on\" (`fanfold init` \
-             writes a configuration), listen on 127.0.0.1, or pass --insecure-listen-beyond-loopback if something in \
-             front authenticates",
-            http.listen
+            "{listen} can be reached from other machines and nobody is authenticated; set access.mode = \"on\" (`fanfold \
+             init` writes a configuration), listen on 127.0.0.1, or pass --insecure-listen-beyond-loopback if something \
+             in front authenticates"
         );
-        return Err(Error::invalid("listen_beyond_loopback", "http.listen", detail));
+        return Err(Error::invalid("listen_beyond_loopback", key, detail));
     }
     if !access.jwks.is_empty() && !access.jwks_file.is_empty() {
         let detail = "must not be set together with access.jwks: which of them is meant?";

@@ -140,6 +140,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("redis.fence_confirm_ms_max", whole(100, 10 * MINUTE_MS)),
     ("worker.listen", Rule::Address),
     ("worker.threads", whole(1, 64)),
+    ("worker.connections_max", whole(1, 1_000_000)),
     ("log.format", Rule::Word(&["text", "json"])),
     ("log.filter", Rule::Text),
     ("access.mode", Rule::Word(&["off", "on"])),

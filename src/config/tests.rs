@@ -201,9 +201,14 @@ fn beyond_loopback_only_with_the_flag_of_that_name() {
         let flag = "--insecure-listen-beyond-loopback";
         refused(load_env(&env), "listen_beyond_loopback", "http.listen", &[flag, reachable]);
         let flags = Overrides { insecure_listen_beyond_loopback: true, ..Overrides::default() };
-        load(&flags, env.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("insisted upon");
+        let worker = [("FANFOLD_WORKER__LISTEN", reachable)];
+        refused(load_env(&worker), "listen_beyond_loopback", "worker.listen", &[flag, reachable]);
+        load_env(&[worker[0], ("FANFOLD_ACCESS__MODE", "on")]).expect("its metrics take a key");
+        for env in [env, worker] {
+            load(&flags, env.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("insisted upon");
+        }
     }
     for safe in ["127.0.0.2:1", "[::1]:1", "[::ffff:127.0.0.1]:0"] {
-        load_env(&[("FANFOLD_LISTEN", safe)]).expect(safe);
+        load_env(&[("FANFOLD_LISTEN", safe), ("FANFOLD_WORKER__LISTEN", safe)]).expect(safe);
     }
 }

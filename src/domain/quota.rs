@@ -25,11 +25,6 @@ impl Rate {
         (per_s > 0).then_some(Self { per_s, burst: burst.max(1) })
     }
 
-    /// How long an empty allowance takes to fill up, in whole seconds and at least one.
-    pub fn fill(self) -> Duration {
-        Duration::from_secs((self.burst / self.per_s).saturating_add(1))
-    }
-
     /// What is left after a time in which nothing was taken.
     pub fn refilled(self, left: f64, since: Duration) -> f64 {
         (left + since.as_secs_f64() * self.per_s as f64).min(self.burst as f64)
@@ -111,14 +106,12 @@ mod tests {
         assert_eq!(rate.refilled(f64::INFINITY, Duration::ZERO), 10.0, "never used");
         assert_eq!((rate.wait(1.0, 1.0), rate.wait(0.0, 1.0)), (None, Some(Duration::from_millis(500))));
         assert_eq!((rate.full_in(-10.0), rate.full_in(10.0)), (Duration::from_secs(10), Duration::ZERO));
-        assert_eq!(rate.fill(), Duration::from_secs(6));
     }
 
     #[test]
     fn nothing_a_second_is_no_limit_and_a_burst_is_at_least_one() {
         assert_eq!(Rate::new(0, 10), None);
         assert_eq!(Rate::new(1, 0), Some(Rate { per_s: 1, burst: 1 }));
-        assert_eq!(Rate { per_s: 1, burst: u64::MAX }.fill(), Duration::from_secs(u64::MAX));
         assert_eq!(Rate { per_s: 1, burst: 1 }.wait(-1e30, 1.0), Some(Duration::MAX), "too long to be told");
     }
 }

@@ -9,10 +9,11 @@ use axum::response::IntoResponse;
 
 use super::App;
 use super::params;
-use super::problem::Problem;
+use super::problem::{Failure, Problem};
 use super::routes::Route;
+use crate::access::audit::Place;
 use crate::access::{Allowance, Caller, Need, decide};
-use crate::domain::Rate;
+use crate::domain::{PostId, Rate};
 use crate::error::{Error, Kind, Result};
 
 /// Lets a request in, or answers it. `None` where nobody was asked who they are.
@@ -42,7 +43,7 @@ pub(super) async fn admit<B>(
         Ok(caller) => Ok(Some(caller)),
         Err(error) => {
             if let Some(refusals) = app.access.refusals().filter(|_| is_refusal(&error)) {
-                refusals.tell(&error, known.as_ref(), route.template(), peer, request_id);
+                refusals.tell(&error, known.as_ref(), &Place { route: route.template(), post: None, peer, request_id });
             }
             Err(Problem(error).into_response())
         }
@@ -61,10 +62,26 @@ async fn enter<B>(
     *known = Some(caller.clone());
     let viewer = if need == Need::Inbox { Some(params::viewer_of(request.uri().path())?) } else { None };
     decide(&caller, need, viewer.as_ref())?;
-    if let (Route::Poll, Some(viewer)) = (route, &viewer) {
-        app.access.count_poll(viewer).await?;
+    // A poll is the viewer's whoever asks; what else a backend reads and marks for its viewers is its own affair.
+    if let Some(viewer) = viewer.filter(|_| route == Route::Poll || matches!(caller, Caller::Viewer(_))) {
+        app.access.count_poll(&viewer).await?;
     }
     Ok(caller)
+}
+
+/// The post that a path names, for [`tell_unknown`].
+pub(super) fn named_post(route: Route, path: &str) -> Option<PostId> {
+    let text = (route == Route::Post).then(|| params::segment(path, 3))?.ok()?;
+    PostId::parse(&text)
+}
+
+/// Somebody has asked for a post that is another producer's, or none. Which of the two they are not told, and neither is
+/// the log; who tries one id after the other shows by their number.
+pub(super) fn tell_unknown(app: &App, response: &Response<Body>, caller: &Caller, place: &Place<'_>) {
+    let Some(Failure(error)) = response.extensions().get().filter(|_| place.post.is_some()) else { return };
+    if let Some(refusals) = app.access.refusals().filter(|_| error.code() == "post_not_found") {
+        refusals.tell(error, Some(caller), place);
+    }
 }
 
 /// The one `Authorization` there may be. Of two, somebody in between might have looked at the other.

@@ -37,7 +37,7 @@ struct ChangesBody<'a> {
 
 problems!(
     ChangesProblems: QUERY, READ,
-    &["invalid_token", "invalid_viewer_id", "malformed_path", "missing_parameter", "resync_required"],
+    &["invalid_token", "invalid_viewer_id", "malformed_path", "missing_parameter", "quota_exceeded", "resync_required"],
 );
 
 /// Read what has changed

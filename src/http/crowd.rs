@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use metrics::counter;
+
 /// The addresses that have connections. As many entries at most as there are connections.
 #[derive(Clone, Debug)]
 pub(super) struct Crowd {
@@ -31,6 +33,7 @@ impl Crowd {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         let count = present.entry(address).or_default();
         if *count >= self.max {
+            counter!("fanfold_connections_refused_total").increment(1);
             return None;
         }
         *count += 1;

@@ -16,11 +16,11 @@ use super::openapi::{BODY, QUERY, WRITE, problems};
 use super::params::{self, IfMatch};
 use super::posts::{etag, state};
 use super::problem::Answer;
-use crate::access::Cost;
 use crate::access::audit::{self, PostEvent};
-use crate::domain::{Post, PostId, ProducerId};
+use crate::access::{Caller, Cost};
+use crate::domain::{Post, PostId, PostState, ProducerId};
 use crate::error::{Error, Kind, Result};
-use crate::publish::{Edit, stale};
+use crate::publish::{Edit, stale, uninterrupted};
 
 /// A JSON merge patch (RFC 7396): what is absent stays, what is null goes, objects are merged.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -114,15 +114,56 @@ pub(super) async fn edit(State(app): State<App>, Json { head, body }: Json<Patch
     let caller = access::caller(&app, &head)?;
     let producer = caller.producer()?;
     let patch = body.data.map(|data| data.map(Patch::check).transpose()).transpose()?;
-    let bytes: u64 = patch.iter().flatten().map(Patch::bytes).sum();
-    app.access.charge(&caller, Cost { rows: 0, bytes }).await?;
-    let post = match patch {
-        None => app.publisher.edit(&producer, id, demanded.version(), fixed).await?,
-        Some(patch) => merge_edit(&app, &producer, id, demanded, fixed, patch.as_ref()).await?,
-    };
-    app.access.charge_rows(&caller, post.audience_size).await;
-    audit::post(PostEvent::Edited, &caller, post.id, post.version);
-    changed(&app, &post)
+    let (of, bytes) = (demanded.version(), patch.iter().flatten().map(Patch::bytes).sum());
+    let made = app.clone();
+    let post = uninterrupted(async move {
+        let paid = pay(&made, &caller, &producer, id, of, bytes).await?;
+        let post = match patch {
+            None => made.publisher.edit(&producer, id, of, fixed).await?,
+            Some(patch) => merge_edit(&made, &producer, id, demanded, fixed, patch.as_ref()).await?,
+        };
+        account(&made, &caller, PostEvent::Edited, &post, paid).await;
+        Ok(post)
+    });
+    changed(&app, &post.await?)
+}
+
+/// What a change was charged with before it was made.
+#[derive(Clone, Copy)]
+struct Paid {
+    rows: u32,
+    /// There was nothing left to change: the post was retracted before.
+    over: bool,
+}
+
+/// Charges a change of a post with its rows before it is made, or refuses it: of many at once each would otherwise find
+/// something left. What cannot be done as the post stands costs none; why it cannot is told by whoever tries.
+async fn pay(
+    app: &App,
+    caller: &Caller,
+    producer: &ProducerId,
+    id: PostId,
+    expected: Option<u32>,
+    bytes: u64,
+) -> Result<Paid> {
+    let mut paid = Paid { rows: 0, over: false };
+    if app.access.limits_rows(caller)
+        && let Ok(post) = app.publisher.owned_post(producer, id).await
+    {
+        paid.over = post.state == PostState::Retracted;
+        let possible = !paid.over && expected.is_none_or(|expected| expected == post.version);
+        paid.rows = if possible { post.audience_size } else { 0 };
+    }
+    app.access.charge(caller, Cost { rows: paid.rows.into(), bytes }).await?;
+    Ok(paid)
+}
+
+/// What follows a change that was made. It goes with the change, on one task: whoever hangs up escapes neither.
+async fn account(app: &App, caller: &Caller, event: PostEvent, post: &Post, paid: Paid) {
+    audit::post(event, caller, post.id, post.version);
+    // Another change may have come between and made this one possible.
+    let due = if paid.over { 0 } else { post.audience_size.saturating_sub(paid.rows) };
+    app.access.charge_rows(caller, due).await;
 }
 
 fn untyped() -> Error {
@@ -185,9 +226,12 @@ pub(super) async fn retract(State(app): State<App>, request: Request) -> Answer 
     let [] = params::query(head.uri.query(), [])?;
     let expected = IfMatch::find(&head.headers)?.and_then(IfMatch::version);
     let caller = access::caller(&app, &head)?;
-    app.access.charge(&caller, Cost { rows: 0, bytes: 0 }).await?;
-    let post = app.publisher.retract(&caller.producer()?, id, expected).await?;
-    app.access.charge_rows(&caller, post.audience_size).await;
-    audit::post(PostEvent::Retracted, &caller, post.id, post.version);
-    changed(&app, &post)
+    let (producer, made) = (caller.producer()?, app.clone());
+    let post = uninterrupted(async move {
+        let paid = pay(&made, &caller, &producer, id, expected, 0).await?;
+        let post = made.publisher.retract(&producer, id, expected).await?;
+        account(&made, &caller, PostEvent::Retracted, &post, paid).await;
+        Ok(post)
+    });
+    changed(&app, &post.await?)
 }

@@ -24,6 +24,7 @@ use super::cors::Cors;
 use super::poll;
 use super::problem::{Failure, Problem, ProblemBody};
 use super::routes::{METHODS, Route, method_index};
+use crate::access::audit::Place;
 use crate::domain::TraceId;
 use crate::error::{Error, Kind};
 use crate::trace;
@@ -32,8 +33,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_POLL_INTERVAL: HeaderName = HeaderName::from_static("x-poll-interval");
 const NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 const VARY: HeaderValue = HeaderValue::from_static("Authorization, Origin");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// An answer is data: a browser that shows one as a page shall run nothing, load nothing and frame nothing.
 const NOTHING_ACTIVE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 /// Browsers that were here once come back by TLS alone, for a year. Of this host and no other: what else the domain
@@ -143,10 +144,13 @@ impl Front {
         if route == Route::Batch {
             request.extensions_mut().insert(request_id.clone());
         }
+        let post = access::named_post(route, request.uri().path());
         // Boxed for the same reason as the waiting in [`poll`].
         let Ok(mut response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
         if let Some(publisher) = publisher {
             access::tell_allowances(&self.app, &publisher, response.headers_mut());
+            let place = Place { route: route.template(), post, peer, request_id: request_id.as_str() };
+            access::tell_unknown(&self.app, &response, &publisher, &place);
         }
         response
     }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use hyper::rt::{Sleep, Timer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::config::Http;
+
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
@@ -27,6 +29,16 @@ pub(super) struct Patience {
     pub(super) head: Duration,
     /// From an answer to the first bytes of the next request.
     pub(super) idle: Duration,
+}
+
+impl Patience {
+    /// As it is configured.
+    pub(super) fn of(http: &Http) -> Self {
+        Self {
+            head: Duration::from_millis(http.header_read_timeout_ms),
+            idle: Duration::from_secs(u64::from(http.idle_timeout_s)),
+        }
+    }
 }
 
 /// The timers of one connection.

@@ -42,7 +42,8 @@ struct PageBody<'a> {
 
 problems!(
     InboxProblems: QUERY, READ,
-    &["invalid_cursor", "invalid_limit", "invalid_token", "invalid_value", "invalid_viewer_id", "malformed_path"],
+    &["invalid_cursor", "invalid_limit", "invalid_token", "invalid_value", "invalid_viewer_id", "malformed_path",
+      "quota_exceeded"],
 );
 
 /// Read an inbox

@@ -17,6 +17,7 @@ use super::problem::Answer;
 use crate::access::{IssuedKey, NewKey, audit, parse_scopes};
 use crate::domain::{ProducerKey, Scope, Time};
 use crate::error::Error;
+use crate::publish::uninterrupted;
 
 /// How long a rotated key works on if nobody says otherwise: a day, or the limit if that is less.
 const OVERLAP: Duration = Duration::from_secs(86_400);
@@ -133,24 +134,16 @@ problems!(
 )]
 pub(super) async fn create(State(app): State<App>, Json { head, body }: Json<CreateInput>) -> Answer {
     let [] = params::query(head.uri.query(), [])?;
-    let keys = app.access.keys()?;
-    let ttl = body.ttl_seconds.map(|seconds| ttl(&app, seconds)).transpose()?;
+    let (keys, caller) = (app.access.keys()?.clone(), access::caller(&app, &head)?);
+    let ttl = body.ttl_seconds.map(Duration::from_secs);
     let scopes = parse_scopes(body.scopes.iter().map(String::as_str))?;
-    let issued = keys.create(&NewKey { name: body.name, producer: body.producer, scopes, ttl }).await?;
-    audit::key("key_created", &access::caller(&app, &head)?, &issued.key, None);
-    Ok(json::respond(StatusCode::CREATED, &IssuedBody::new(&issued, app.clock.now()))?)
-}
-
-fn ttl(app: &App, seconds: u64) -> Result<Duration, Error> {
-    bounded("ttl_seconds", seconds, 1, app.config.access.key_ttl_s_max)
-}
-
-fn bounded(field: &str, seconds: u64, min: u64, max: u64) -> Result<Duration, Error> {
-    if (min..=max).contains(&seconds) {
-        return Ok(Duration::from_secs(seconds));
-    }
-    let detail = format!("must be {min} to {max} seconds, is {seconds}");
-    Err(Error::limit("invalid_value", field, detail, if seconds > max { max } else { min }, seconds))
+    let order = NewKey { name: body.name, producer: body.producer, scopes, ttl };
+    let issued = uninterrupted(async move {
+        let issued = keys.create(&order).await?;
+        audit::key("key_created", &caller, &issued.key, None);
+        Ok(issued)
+    });
+    Ok(json::respond(StatusCode::CREATED, &IssuedBody::new(&issued.await?, app.clock.now()))?)
 }
 
 /// Every key.
@@ -188,10 +181,13 @@ problems!(RevokeProblems: QUERY, WRITE, &["access_off", "key_not_found", "malfor
 pub(super) async fn revoke(State(app): State<App>, request: Request) -> Answer {
     let (head, _) = request.into_parts();
     let [] = params::query(head.uri.query(), [])?;
-    let keys = app.access.keys()?;
-    let key = keys.revoke(params::key(&head)?).await?;
-    audit::key("key_revoked", &access::caller(&app, &head)?, &key, None);
-    Ok(json::respond(StatusCode::OK, &KeyBody::new(&key, app.clock.now()))?)
+    let (keys, caller, id) = (app.access.keys()?.clone(), access::caller(&app, &head)?, params::key(&head)?);
+    let key = uninterrupted(async move {
+        let key = keys.revoke(id).await?;
+        audit::key("key_revoked", &caller, &key, None);
+        Ok(key)
+    });
+    Ok(json::respond(StatusCode::OK, &KeyBody::new(&key.await?, app.clock.now()))?)
 }
 
 /// A key and the one that takes its place.
@@ -210,7 +206,8 @@ problems!(
 
 /// Rotate a key
 ///
-/// Makes a successor for the same producer with the same scopes and length of life. Both work until the overlap is over.
+/// Makes a successor for the same producer with the same scopes and length of life. Both work until the overlap is over;
+/// without any, the old one is revoked.
 #[utoipa::path(
     post, path = "/v1/keys/{key_id}/rotate", operation_id = "rotate_key", tag = "access",
     params(("key_id" = String, Path, description = "The key to be replaced")),
@@ -219,13 +216,22 @@ problems!(
 )]
 pub(super) async fn rotate(State(app): State<App>, Json { head, body }: Json<RotateInput>) -> Answer {
     let [] = params::query(head.uri.query(), [])?;
-    let (keys, max) = (app.access.keys()?, app.config.access.rotation_overlap_s_max);
+    let (keys, max) = (app.access.keys()?.clone(), app.config.access.rotation_overlap_s_max);
     let overlap = match body.overlap_seconds {
-        Some(seconds) => bounded("overlap_seconds", seconds, 0, max)?,
+        Some(seconds) if seconds > max => {
+            let detail = format!("must be 0 to {max} seconds, is {seconds}");
+            return Err(Error::limit("invalid_value", "overlap_seconds", detail, max, seconds).into());
+        }
+        Some(seconds) => Duration::from_secs(seconds),
         None => OVERLAP.min(Duration::from_secs(max)),
     };
-    let (replaced, issued) = keys.rotate(params::key(&head)?, overlap).await?;
-    audit::key("key_rotated", &access::caller(&app, &head)?, &replaced, Some(issued.key.id));
+    let (caller, id) = (access::caller(&app, &head)?, params::key(&head)?);
+    let rotated = uninterrupted(async move {
+        let (replaced, issued) = keys.rotate(id, overlap).await?;
+        audit::key("key_rotated", &caller, &replaced, Some(issued.key.id));
+        Ok((replaced, issued))
+    });
+    let (replaced, issued) = rotated.await?;
     let now = app.clock.now();
     let body = RotationBody { key: IssuedBody::new(&issued, now), replaced: KeyBody::new(&replaced, now) };
     Ok(json::respond(StatusCode::CREATED, &body)?)

@@ -37,7 +37,8 @@ struct MarkedBody<'a> {
 
 problems!(
     MarkProblems: QUERY, WRITE,
-    &["invalid_mark", "invalid_post_id", "invalid_token", "invalid_viewer_id", "item_not_found", "malformed_path"],
+    &["invalid_mark", "invalid_post_id", "invalid_token", "invalid_viewer_id", "item_not_found", "malformed_path",
+      "quota_exceeded"],
 );
 
 /// Set a mark
@@ -141,7 +142,7 @@ struct MarkedManyBody<'a> {
 problems!(
     MarksProblems: BODY, QUERY, WRITE,
     &["ambiguous_marks", "empty_marks", "invalid_mark", "invalid_post_id", "invalid_token", "invalid_viewer_id",
-      "malformed_path", "resync_required", "too_many_marks"],
+      "malformed_path", "quota_exceeded", "resync_required", "too_many_marks"],
 );
 
 /// Set or clear a mark on many items

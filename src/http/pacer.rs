@@ -103,8 +103,9 @@ impl Pacer {
     /// who lost theirs together do not come together.
     pub(super) fn retry_after(&self, least: Option<Duration>) -> HeaderValue {
         let spread = (self.centre_ms() / 3_000).max(2);
-        let least = least.map_or(0, |least| least.as_secs() + u64::from(least.subsec_nanos() > 0));
-        HeaderValue::from(least + 1 + u64::from(rand::random::<u32>()) % spread)
+        let least = least.map_or(0, |least| least.as_secs().saturating_add(u64::from(least.subsec_nanos() > 0)));
+        // A debt may take longer to pay off than there is time.
+        HeaderValue::from(least.saturating_add(1 + u64::from(rand::random::<u32>()) % spread))
     }
 
     /// The interval without jitter: from the usual at `high` requests in flight to the longest at twice as many.
@@ -146,6 +147,7 @@ mod tests {
         assert_eq!([0, 200].map(|jitter| least.seconds(jitter)), [1, 1]);
         assert_eq!(least.interval(), "1");
     }
+
     #[test]
     fn so_many_wait_for_a_fan_out_and_give_their_places_back() {
         let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
@@ -156,5 +158,14 @@ mod tests {
         assert_eq!(pacer.seconds(100), 10, "who waits is no load");
         drop(first);
         assert!(pacer.wait_for_fanout(2).is_some());
+    }
+
+    #[test]
+    fn however_long_it_takes_it_can_be_told() {
+        let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
+        let after = |least| pacer.retry_after(least).to_str().expect("digits").parse::<u64>().expect("a number");
+        assert!((1..=3).contains(&after(None)), "{}", after(None));
+        assert!((4..=7).contains(&after(Some(Duration::from_millis(3_001)))));
+        assert_eq!(after(Some(Duration::MAX)), u64::MAX);
     }
 }

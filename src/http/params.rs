@@ -60,7 +60,7 @@ pub(super) fn shortened(text: &str) -> String {
     cut.map_or_else(|| text.to_owned(), |at| format!("{}…", &text[..at]))
 }
 
-fn segment(path: &str, index: usize) -> Result<Cow<'_, str>> {
+pub(super) fn segment(path: &str, index: usize) -> Result<Cow<'_, str>> {
     let raw = path.split('/').nth(index).unwrap_or_default();
     if !raw.as_bytes().contains(&b'%') {
         return Ok(Cow::Borrowed(raw));

@@ -148,8 +148,9 @@ impl PublishedBody {
 pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(Post, PublishedBody)> {
     let audience = draft.audience.clone();
     app.access.charge(caller, Cost { rows: audience.size().into(), bytes: draft.data.len() as u64 }).await?;
-    let post = app.publisher.publish(draft).await?;
-    audit::post(PostEvent::Published, caller, post.id, post.version);
+    let by = caller.clone();
+    let told = move |post: &Post| audit::post(PostEvent::Published, &by, post.id, post.version);
+    let post = app.publisher.publish_then(draft, told).await?;
     let body = PublishedBody::new(&audience, Some(&post));
     Ok((post, body))
 }

@@ -39,10 +39,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let stopping = app.stopping().clone();
-    let patience = Patience {
-        head: Duration::from_millis(http.header_read_timeout_ms),
-        idle: Duration::from_secs(u64::from(http.idle_timeout_s)),
-    };
+    let patience = Patience::of(&http);
     let server = Arc::new(Server {
         builder: builder(&http, patience),
         patience,
@@ -91,7 +88,8 @@ struct Server {
     crowd: Crowd,
 }
 
-fn builder(http: &Http, patience: Patience) -> http1::Builder {
+/// How HTTP is spoken, and with which bounds.
+pub(super) fn builder(http: &Http, patience: Patience) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(patience.head).max_buf_size(http.headers_bytes_max as usize).keep_alive(true);
     builder
@@ -125,7 +123,8 @@ async fn accept_all(
     }
 }
 
-async fn refused(error: &io::Error) {
+/// No connection could be accepted: waits if that was for want of something.
+pub(super) async fn refused(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
         debug!(%error, "a connection was gone before it was accepted");

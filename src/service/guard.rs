@@ -6,7 +6,7 @@ use crate::access::{KeyBook, Tokens};
 use crate::adapters::Store;
 use crate::adapters::finding::Finding;
 use crate::clock::Clock;
-use crate::config::{AccessMode, Config, Quota};
+use crate::config::{AccessMode, Config};
 use crate::domain::{ProducerKey, Scope, Time};
 use crate::error::{Error, Result};
 use crate::http::Tls;
@@ -30,6 +30,7 @@ pub(super) async fn inspect(config: &Config, store: Option<&Store>, clock: &Cloc
             };
             findings.push(tokens(config, clock));
             findings.extend(clear_text(config));
+            findings.extend(clear_metrics(config));
             findings
         }
     };
@@ -51,8 +52,7 @@ fn open(config: &Config) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::fine(ACCESS, "it is off, and nothing listens beyond loopback"));
     }
-    let Quota { posts_per_s, rows_per_s, bytes_per_s, polls_per_s, .. } = config.quota;
-    if [posts_per_s, rows_per_s, bytes_per_s, polls_per_s].iter().any(|rate| *rate > 0) {
+    if config.quota.is_set() {
         findings.push(Finding::warning(ACCESS, "quotas are set, and count nothing while it is off", advice));
     }
     findings
@@ -101,6 +101,17 @@ fn clear_text(config: &Config) -> Option<Finding> {
     }
     let what = format!("http.listen ({listen}) can be reached from other machines, and keys go there in plain text");
     Some(Finding::warning(ACCESS, what, "set [tls], unless a proxy in front does that or the network is closed"))
+}
+
+/// A worker's page has no TLS of its own, and beyond loopback its metrics take a key.
+fn clear_metrics(config: &Config) -> Option<Finding> {
+    let listen = config.worker.listen;
+    if listen.ip().to_canonical().is_loopback() {
+        return None;
+    }
+    let what = format!("worker.listen ({listen}) can be reached from other machines, and keys go there in plain text");
+    let advice = "show no key there that has more than the scope metrics; close the network, or put a proxy in front";
+    Some(Finding::warning(ACCESS, what, advice))
 }
 
 fn certificate(config: &Config, now: Time) -> Finding {
@@ -219,7 +230,10 @@ mod tests {
         config.http.listen = ([0, 0, 0, 0], 8470).into();
         is(&clear_text(&config).into_iter().collect::<Vec<_>>(), &[(Warning, "plain text")]);
         config.tls.certificate_file = "c.pem".to_owned();
-        assert_eq!(clear_text(&config), None);
+        assert_eq!((clear_text(&config), clear_metrics(&config)), (None, None));
+        // A worker's page has no TLS, whatever the API has.
+        config.worker.listen = ([0, 0, 0, 0], 8471).into();
+        is(&clear_metrics(&config).into_iter().collect::<Vec<_>>(), &[(Warning, "worker.listen (0.0.0.0:8471)")]);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Running {
             clock: clock.clone(),
         };
         let (access, watch) = Access::open(&config.access, &config.quota, &store, &revisions, &clock)?;
-        access.warn_of_gaps().await?;
+        access.warn_of_gaps(&config.quota).await?;
         let tls = http::Tls::open(&config.tls)?;
         let metrics = telemetry::install_metrics();
         let app = http::App::new(http::Parts {

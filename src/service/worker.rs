@@ -96,7 +96,7 @@ impl Worker {
         };
         let needs_queue = role == Role::Fanout;
         let probe = Probe { backends: backends.clone(), metrics: metrics.clone(), needs_queue, access };
-        tasks.server.spawn(page::serve(listener, probe, tasks.http.clone()));
+        tasks.server.spawn(page::serve(listener, probe, config.clone(), tasks.http.clone()));
         tasks.spawn_upkeep(metrics);
         let (mut told, telling) = (JoinSet::new(), CancellationToken::new());
         told.spawn(board.tell(backends.store.for_path(Path::System), clock, telling.clone()));

@@ -23,6 +23,15 @@ fn fanfold(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
     command.envs(env.iter().copied()).output().expect("the binary runs")
 }
 
+/// The same with a worker.
+fn worker(binary: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(binary);
+    command.args(arguments).stdin(Stdio::null()).env_remove("FANFOLD_CONFIG").env_remove("FANFOLD_ACCESS__MODE");
+    command.envs(env.iter().copied()).output().expect("the binary runs")
+}
+
+const WORKERS: [&str; 2] = [env!("CARGO_BIN_EXE_fanfold-fanout"), env!("CARGO_BIN_EXE_fanfold-relay")];
+
 fn refused(output: &Output, words: &[&str]) {
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{told}");
@@ -110,6 +119,26 @@ fn a_quota_of_nothing_is_no_quota_and_a_burst_of_nothing_is_refused() {
 }
 
 #[tokio::test]
+async fn quotas_that_limit_nobody_are_told_at_the_start() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = dir.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fanfold"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
+        .current_dir(dir.path())
+        .env_remove("FANFOLD_CONFIG")
+        .env("FANFOLD_QUOTA__POLLS_PER_S", "5")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).expect("a file"))
+        .spawn()
+        .expect("the binary starts");
+    let told = || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("quotas are set and limit nobody"));
+    crate::wait::eventually("it says so", async || told()).await;
+    child.kill().expect("killed");
+    child.wait().expect("waited");
+}
+
+#[tokio::test]
 async fn a_quota_of_nothing_limits_nothing() {
     let guarded = Guarded::start_with(|config| {
         (config.quota.posts_per_s, config.quota.posts_burst) = (0, 1);
@@ -137,6 +166,11 @@ fn beyond_loopback_it_starts_with_access_control_and_not_without() {
     refused(&check(&[]), &["http.listen", "access.mode", "fanfold init"]);
     let output = check(&[("FANFOLD_ACCESS__MODE", "on")]);
     assert!(output.status.success(), "no flag that says insecure is needed: {output:?}");
+    for binary in WORKERS {
+        let words = ["worker.listen", "0.0.0.0:0", "--insecure-listen-beyond-loopback"];
+        refused(&worker(binary, &["--listen", "0.0.0.0:0"], &[]), &words);
+        refused(&worker(binary, &[], &[("FANFOLD_WORKER__LISTEN", "0.0.0.0:0")]), &words);
+    }
 }
 
 #[test]
@@ -144,13 +178,40 @@ fn a_secret_on_the_command_line_is_refused_and_not_repeated() {
     let dir = tempfile::tempdir().expect("a folder");
     let key = KeyText { id: KeyId::from_bytes([7; 8]), secret: KeySecret::random() }.reveal();
     let token = SigningKey::generate("a", Algorithm::HS256).token("ben");
-    let assigned = format!("--key={key}");
-    for arguments in
-        [vec!["inbox", "ben", "--key", &key], vec!["keys", "list", &assigned], vec!["watch", "ben", &token]]
-    {
+    let secret = key.rsplit('_').next().expect("the secret");
+    let (assigned, basic) = (format!("--key={key}"), format!("http://{}:{secret}@127.0.0.1:1", "07".repeat(8)));
+    let silent = |output: &Output| {
+        let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!told.contains(secret) && !told.contains(&token) && !told.contains("hunter2"), "{told}");
+    };
+    for arguments in [
+        vec!["inbox", "ben", "--key", &key],
+        vec!["keys", "list", &assigned],
+        vec!["watch", "ben", &token],
+        vec!["keys", "list", "--url", &basic],
+    ] {
         let output = fanfold(dir.path(), &arguments, &[]);
         refused(&output, &["FANFOLD_KEY", "--key-file", "rotate"]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        assert!(!told.contains(&key) && !told.contains(&token), "{told}");
+        silent(&output);
+    }
+    // What is no key of ours may be a secret of others; and the environment is no argument.
+    let password = "https://shop:hunter2@127.0.0.1:1";
+    for url in
+        [&basic, password, "http://hunter2@127.0.0.1:1", "http://shop:hunter2@", "http://127.0.0.1:1?key=hunter2"]
+    {
+        for output in [
+            fanfold(dir.path(), &["inbox", "ben"], &[("FANFOLD_URL", url)]),
+            fanfold(dir.path(), &["health"], &[("FANFOLD_URL", url)]),
+        ] {
+            refused(&output, &["--url"]);
+            silent(&output);
+        }
+    }
+    for binary in WORKERS {
+        for argument in [&key, &token, &assigned] {
+            let output = worker(binary, &[argument], &[]);
+            refused(&output, &["rotate"]);
+            silent(&output);
+        }
     }
 }

@@ -86,6 +86,28 @@ fn init_looks_at_what_is_there_and_takes_nothing_for_good_that_is_not() {
 }
 
 #[test]
+fn quotas_are_proposed_and_the_proposal_can_be_taken() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path();
+    good(dir, "init");
+    let [text, _] = texts(dir);
+    let (before, proposal) = text.split_once("# [quota]").expect("a proposal");
+    assert!(!before.contains("[quota]"), "nothing is limited until somebody says so");
+    let taken = format!("{before}[quota]{}", proposal.replace("\n# ", "\n"));
+    std::fs::write(dir.join(FILES[0]), taken).expect("written");
+    good(dir, "config check --config fanfold.toml");
+}
+
+#[test]
+fn keys_that_are_made_without_a_service_live_no_longer_than_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let local = "keys create --name ops --scope read --local --data d";
+    let max = crate::defaults().access.key_ttl_s_max;
+    refused(folder.path(), &format!("{local} --expires {}s", max + 1), &["ttl_seconds", &max.to_string()]);
+    good(folder.path(), &format!("{local} --expires {max}s"));
+}
+
+#[test]
 fn keys_that_are_made_without_a_service_are_in_the_audit_log_too() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path();

@@ -116,8 +116,12 @@ async fn a_rotated_key_works_beside_its_successor_until_the_overlap_is_over() {
         assert_eq!(reply.status, 200, "the successor has its predecessor's posts: {reply:?}");
     }
     assert_eq!(rotated.json()["replaced"]["state"], "live");
-    assert_eq!(rotate(0).await.json()["replaced"]["state"], "expired", "an overlap can be cut short");
-    assert_eq!(code(&ask(&guarded, &old, "GET", &path, None).await), (401, "key_expired".into()));
+    assert_eq!(
+        rotate(0).await.json()["replaced"]["state"],
+        "revoked",
+        "an overlap can be cut short, whatever a clock says"
+    );
+    assert_eq!(code(&ask(&guarded, &old, "GET", &path, None).await), (401, "key_revoked".into()));
     assert_eq!(ask(&guarded, &new, "GET", &path, None).await.status, 200);
     let long =
         ask(&guarded, &admin, "POST", &format!("/v1/keys/{id}/rotate"), Some(json!({"overlap_seconds": 604_801})))
@@ -160,6 +164,31 @@ async fn a_key_in_use_costs_a_read_now_and_then_and_a_wrong_one_none() {
     // One each; the key itself once more for each five seconds that a slow machine takes.
     let caused = reads() - before;
     assert!(caused <= 6, "{caused} reads");
+}
+
+#[tokio::test]
+async fn who_was_refused_once_costs_no_read_however_old_the_answer_is() {
+    let guarded = Guarded::start_with(|config| config.access.key_age_ms_max = 1).await;
+    let book = guarded.book();
+    let reads = || guarded.service.running.backends.store.reads(Path::Access);
+    let (key, revoked) = (guarded.key("shop", &[Scope::Publish]).await, guarded.key("old", &[Scope::Publish]).await);
+    let wrong = KeyText { id: key.id, secret: fanfold::access::credential::KeySecret::random() };
+    book.verify(&key).await.expect("live");
+    book.revoke(revoked.id).await.expect("revoked");
+    let before = reads();
+    let begun = Instant::now();
+    // Longer than what was read is good for, many times over.
+    while begun.elapsed() < Duration::from_millis(100) {
+        assert_eq!(book.verify(&wrong).await.expect_err("wrong").code(), "key_invalid");
+        assert_eq!(book.verify(&revoked).await.expect_err("revoked").code(), "key_revoked");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(reads() - before, 0);
+    eventually("the right secret asks again", async || {
+        book.verify(&key).await.expect("live");
+        reads() > before
+    })
+    .await;
 }
 
 #[tokio::test]

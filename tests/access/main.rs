@@ -9,6 +9,7 @@ mod support;
 #[path = "../support/wait.rs"]
 mod wait;
 
+mod audit;
 mod bad_days;
 mod https;
 mod init;
@@ -21,6 +22,7 @@ mod secrets;
 mod shared_quotas;
 mod tokens;
 mod wire;
+mod worker_page;
 
 use fanfold::access::{KeyBook, KeyText};
 use fanfold::config::{self, AccessMode, Config, Overrides, Secret};

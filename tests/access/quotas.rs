@@ -115,6 +115,76 @@ async fn edits_and_retracts_cost_the_rows_of_their_audience() {
 }
 
 #[tokio::test]
+async fn of_many_edits_at_once_as_many_are_made_as_rows_are_left() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.rows_per_s, config.quota.rows_burst) = (1, 250);
+    })
+    .await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish, Scope::Read]).await);
+    let id = publish(&guarded, &key, post(200)).await.json()["post_id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/posts/{id}");
+    let edit = |of: &str| {
+        let edit = guarded.service.ask("PATCH", &path).header("authorization", &key).header("if-match", of);
+        edit.json(json!({"data": {"title": "Dusk"}})).send()
+    };
+    let stale = edit("\"7\"").await;
+    assert_eq!(stale.status, 412, "{stale:?}");
+    let replies = futures::future::join_all((0..10).map(|_| edit("*"))).await;
+    let (made, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 202);
+    assert_eq!(made.len(), 1, "what was not made cost nothing, and what was is 150 rows of debt: {replies:?}");
+    refused.iter().for_each(|reply| is_refused(reply, "quota.rows_per_s"));
+    assert_eq!(made[0].json()["version"], 2);
+}
+
+#[tokio::test]
+async fn a_retract_costs_its_rows_once() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.rows_per_s, config.quota.rows_burst) = (1, 250);
+    })
+    .await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
+    let id = publish(&guarded, &key, post(100)).await.json()["post_id"].as_str().expect("an id").to_owned();
+    for _ in 0..10 {
+        let path = format!("/v1/posts/{id}");
+        let retract = guarded.service.ask("DELETE", &path).header("authorization", &key).send().await;
+        assert_eq!(retract.status, 202, "again and again: {retract:?}");
+    }
+    assert_eq!(publish(&guarded, &key, post(1)).await.status, 202, "50 rows are left");
+}
+
+#[tokio::test]
+async fn a_viewers_token_is_bounded_wherever_it_goes() {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.polls_per_s, config.quota.polls_burst) = (1, 5);
+    })
+    .await;
+    let backend = bearer(&guarded.key("app", &[Scope::Viewers]).await);
+    let post = "019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b";
+    for (viewer, method, rest, body) in [
+        ("ana", "GET", "inbox", Value::Null),
+        ("ben", "GET", "changes?since=x", Value::Null),
+        ("cleo", "PUT", &format!("inbox/{post}/read"), Value::Null),
+        ("dan", "POST", "inbox/marks", json!({"mark": "read", "value": true, "post_ids": [post]})),
+    ] {
+        let ask = async |authorization: &str| {
+            let ask = guarded.service.ask(method, &format!("/v1/viewers/{viewer}/{rest}"));
+            ask.header("authorization", authorization).json(body.clone()).send().await
+        };
+        let own = format!("Bearer {}", guarded.ring.token(viewer));
+        let mut refused = 0;
+        for _ in 0..50 {
+            let reply = ask(&own).await;
+            if reply.status == 429 {
+                is_refused(&reply, "quota.polls_per_s");
+                refused += 1;
+            }
+        }
+        assert!(refused > 20, "{method} {rest}: {refused} of 50");
+        assert_ne!(ask(&backend).await.status, 429, "{method} {rest}: a backend's reads are its own affair");
+    }
+}
+
+#[tokio::test]
 async fn a_viewer_who_spins_is_slowed_down() {
     let guarded = Guarded::start_with(|config| {
         (config.quota.polls_per_s, config.quota.polls_burst) = (1, 5);
@@ -152,6 +222,10 @@ async fn one_address_cannot_take_all_connections() {
     assert!(closed.is_ok() && rest.is_empty(), "closed at once");
     drop(idle);
     eventually("places are given back", async || reqwest_get(address).await).await;
+    let key = bearer(&guarded.key("scraper", &[Scope::Metrics]).await);
+    let metrics = guarded.service.ask("GET", "/metrics").header("authorization", &key).send().await;
+    let counted = metrics.text.lines().find_map(|line| line.strip_prefix("fanfold_connections_refused_total "));
+    assert!(counted.is_some_and(|count| count != "0"), "{}", metrics.text);
 }
 
 async fn reqwest_get(address: std::net::SocketAddr) -> bool {

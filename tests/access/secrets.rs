@@ -146,6 +146,16 @@ async fn from_init_to_a_poll_and_no_secret_is_ever_shown() {
         assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
         shown.push_str(&format!("{output:?}"));
     }
+    let ended = shell.good(Some(&admin), "keys create --name old --scope read").await;
+    let gone = KeyText::parse(&ended).expect("a key").id;
+    assert_eq!(shell.good(Some(&admin), &format!("keys revoke {gone}")).await, format!("{gone}  revoked"));
+    let again = shell.good(Some(&admin), &format!("keys revoke {gone} --output json")).await;
+    assert!(again.contains("\"state\": \"revoked\""), "{again}");
+    for (key, line) in [(&ended, format!("keys revoke {gone}")), (&shop, format!("keys revoke {gone}"))] {
+        let output = shell.run(Some(key), &line).await;
+        assert_eq!(output.status.code(), Some(77), "{line}: {output:?}");
+        shown.push_str(&format!("{output:?}"));
+    }
     shown.push_str(&shell.good(Some(&admin), "keys list").await);
     let metrics = reqwest::Client::builder().no_proxy().build().expect("a client");
     let metrics = metrics.get(format!("{}/metrics", service.url)).bearer_auth(&scraper).send().await.expect("answered");
@@ -154,13 +164,18 @@ async fn from_init_to_a_poll_and_no_secret_is_ever_shown() {
     shown.push_str(&metrics);
     let (stdout, log) = service.stop().await;
 
-    for (event, by) in [("post_published", &id), ("key_rotated", &KeyText::parse(&admin).expect("a key").id)] {
-        let line = log.lines().find(|line| line.contains("audit") && line.contains(event));
+    for (event, by) in
+        [("post_published", &id), ("key_rotated", &KeyText::parse(&admin).expect("a key").id), ("key_revoked", &gone)]
+    {
+        let line = log.lines().find(|line| line.contains("audit") && line.contains(&format!("event=\"{event}\"")));
         assert!(line.is_some_and(|line| line.contains(&by.to_string())), "{event} by {by}");
     }
     assert!(log.lines().any(|line| line.contains("audit") && line.contains("refused") && line.contains("127.0.0.1")));
-    for secret in
-        [&admin, &shop, &scraper, &rotated, &token].map(|text| secret_parts(text)).concat().iter().chain([&shared])
+    for secret in [&admin, &shop, &scraper, &rotated, &ended, &token]
+        .map(|text| secret_parts(text))
+        .concat()
+        .iter()
+        .chain([&shared])
     {
         for (place, text) in [("output", &shown), ("banner", &stdout), ("log", &log)] {
             assert!(!text.contains(secret.as_str()), "a secret is in the {place}");

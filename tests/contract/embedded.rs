@@ -80,9 +80,7 @@ pub async fn revisions(records_max: usize) -> Option<(EmbeddedRevisions, ())> {
 }
 
 pub async fn quotas() -> Option<(EmbeddedQuotas, ())> {
-    let idle = Duration::from_secs(3_600);
-    let limits = QuotaLimits { keys_max: 1_000, keys_idle: idle, viewers_max: 1_000, viewers_idle: idle };
-    Some((EmbeddedQuotas::new(limits), ()))
+    Some((EmbeddedQuotas::new(QuotaLimits { keys_max: 1_000, viewers_max: 1_000 }), ()))
 }
 
 crate::store_suite!(store, async { Some(super::OpenStore::new().await) });

@@ -1,0 +1,168 @@
+//! The audit log, of a service as a process of its own: what is done is in it, whoever hangs up.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use fanfold::access::KeyText;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use crate::wait::eventually;
+
+/// A service that writes its log to a file.
+struct Logged {
+    _child: Child,
+    address: String,
+    log: PathBuf,
+    client: reqwest::Client,
+}
+
+/// The binary, with nothing of this process's environment that concerns it.
+fn binary(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
+    command.current_dir(dir).stdin(Stdio::null()).kill_on_drop(true).env("FANFOLD_DATA", "data");
+    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE", "FANFOLD_MODE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A key that is made while the service is not there yet.
+async fn key(dir: &Path, name: &str, scopes: &str) -> KeyText {
+    let made = binary(dir).args(["keys", "create", "--local", "--name", name, "--scope", scopes]).output().await;
+    let made = made.expect("the binary runs");
+    KeyText::parse(String::from_utf8_lossy(&made.stdout).trim()).unwrap_or_else(|| panic!("{made:?}"))
+}
+
+impl Logged {
+    async fn start(dir: &Path, settings: &[(&str, &str)]) -> Self {
+        let log = dir.join("log");
+        let mut child = binary(dir)
+            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn,audit=info"])
+            .envs(settings.iter().copied())
+            .env("NO_COLOR", "1")
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log).expect("a file"))
+            .spawn()
+            .expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let address = loop {
+            let line = lines.next_line().await.expect("readable").expect("it ended before it was ready");
+            if let Some((_, address)) = line.split_once("http://") {
+                break address.trim().to_owned();
+            }
+        };
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        Self { _child: child, address, log, client }
+    }
+
+    async fn ask(&self, key: &KeyText, method: &str, path: &str, body: Value) -> reqwest::Response {
+        let method = method.parse().expect("a method");
+        let ask = self.client.request(method, format!("http://{}{path}", self.address)).bearer_auth(key.reveal());
+        let ask = if body.is_null() { ask } else { ask.json(&body) };
+        ask.header("if-match", "*").send().await.expect("answered")
+    }
+
+    async fn json(&self, key: &KeyText, path: &str) -> Value {
+        let answer = self.ask(key, "GET", path, Value::Null).await;
+        serde_json::from_str(&answer.text().await.expect("text")).expect("JSON")
+    }
+
+    /// Sends a request and hangs up without waiting for its answer.
+    async fn hang_up(&self, key: &KeyText, method: &str, path: &str) {
+        let mut stream = TcpStream::connect(&self.address).await.expect("connected");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", key.reveal());
+        stream.write_all(head.as_bytes()).await.expect("sent");
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(&self.log).expect("UTF-8");
+        log.lines().filter(|line| line.contains("audit: ")).map(str::to_owned).collect()
+    }
+
+    fn has(&self, parts: &[&str]) -> bool {
+        self.lines().iter().any(|line| parts.iter().all(|part| line.contains(part)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_hangs_up_is_charged_and_audited_all_the_same() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let shop = key(dir.path(), "shop", "publish,read").await;
+    let (admin, spare) = (key(dir.path(), "ops", "admin").await, key(dir.path(), "spare", "read").await);
+    let quota = [("FANFOLD_QUOTA__ROWS_PER_S", "1"), ("FANFOLD_QUOTA__ROWS_BURST", "100000")];
+    let settings: Vec<_> = quota.into_iter().chain([("FANFOLD_ACCESS__MODE", "on")]).collect();
+    let service = Logged::start(dir.path(), &settings).await;
+    let begun = std::time::Instant::now();
+    let viewers: Vec<String> = (0..1_000).map(|n| format!("v{n}")).collect();
+    let body = json!({"type": "t", "audience": {"viewers": viewers}});
+    let posted = service.ask(&shop, "POST", "/v1/posts", body).await.text().await.expect("text");
+    let posted: Value = serde_json::from_str(&posted).expect("JSON");
+    let id = posted["post_id"].as_str().expect("an id").to_owned();
+
+    let path = format!("/v1/posts/{id}");
+    eventually("a retract is done whose client has gone", async || {
+        service.hang_up(&shop, "DELETE", &path).await;
+        service.json(&shop, &path).await["state"] == "retracted"
+    })
+    .await;
+    let line = ["event=\"post_retracted\"", &id, &shop.id.to_string()];
+    eventually("and is in the audit log", async || service.has(&line)).await;
+    let told = service.ask(&shop, "GET", &path, Value::Null).await;
+    let told = told.headers()["ratelimit"].to_str().expect("visible").to_owned();
+    let left = told.split("r=").nth(1).and_then(|rest| rest.split(';').next()).expect("what is left");
+    let left: u64 = left.parse().expect("a number");
+    // The post and its retract; repeats of that change nothing and cost no rows.
+    assert!((98_000..=98_001 + begun.elapsed().as_secs()).contains(&left), "{told}");
+
+    let path = format!("/v1/keys/{}", spare.id);
+    eventually("a key is revoked whose revoker has gone", async || {
+        service.hang_up(&admin, "DELETE", &path).await;
+        let keys = service.json(&admin, "/v1/keys").await;
+        let mut keys = keys["keys"].as_array().expect("a list").iter();
+        keys.any(|key| key["key_id"] == spare.id.to_string() && key["state"] == "revoked")
+    })
+    .await;
+    let line = ["event=\"key_revoked\"", &spare.id.to_string(), &admin.id.to_string()];
+    eventually("and that is in the audit log", async || service.has(&line)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_posts_of_others_is_audited() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let shop = key(dir.path(), "shop", "publish,read").await;
+    let other = key(dir.path(), "other", "publish,read").await;
+    let service = Logged::start(dir.path(), &[("FANFOLD_ACCESS__MODE", "on")]).await;
+    let body = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+    let posted = service.ask(&shop, "POST", "/v1/posts", body).await.text().await.expect("text");
+    let posted: Value = serde_json::from_str(&posted).expect("JSON");
+    let theirs = posted["post_id"].as_str().expect("an id").to_owned();
+    let nobodys = "019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b";
+    // The first digit written in another way is the same post.
+    let written = format!("%30{}", &theirs[1..]);
+    for (method, id, body) in [
+        ("GET", theirs.as_str(), Value::Null),
+        ("GET", &written, Value::Null),
+        ("PATCH", &theirs, json!({"type": "mine"})),
+        ("DELETE", &theirs, Value::Null),
+        ("GET", nobodys, Value::Null),
+    ] {
+        let before = service.lines().len();
+        let answer = service.ask(&other, method, &format!("/v1/posts/{id}"), body).await;
+        assert_eq!(answer.status(), 404, "{method} {id}");
+        let lines = service.lines();
+        assert_eq!(lines.len(), before + 1, "{method} {id}: {lines:?}");
+        let post = if id == nobodys { nobodys } else { &theirs };
+        let by = format!("by=\"{}\"", other.id);
+        for part in ["event=\"refused\"", "code=\"post_not_found\"", &format!("post={post}"), &by, "peer=127.0.0.1"] {
+            assert!(lines[before].contains(part), "{part} is not in {}", lines[before]);
+        }
+        assert!(!lines[before].contains(&other.reveal_secret()));
+    }
+    let before = service.lines().len();
+    assert_eq!(service.ask(&shop, "GET", &format!("/v1/posts/{theirs}"), Value::Null).await.status(), 200);
+    assert_eq!(service.lines().len(), before, "one's own is no attempt");
+}
