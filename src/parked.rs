@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::adapters::{Queue, Store};
-use crate::domain::{Chunk, Done, Lane, ParkedChunk, Post, PostId, Task};
-use crate::error::{Error, Result};
+use crate::domain::{Chunk, Done, Lane, ParkedChunk, Post, PostId, PostState, Task};
+use crate::error::{Error, Kind, Result};
 use crate::ports::{Pending, Queue as _, Store as _};
 
 /// Between looks at what the queue has set aside.
@@ -17,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_MAX: u32 = 100;
 /// Pending entries read at a time.
 const PAGE: u32 = 500;
+/// Rows looked at at the same time, before a chunk is given up.
+const ROWS_AT_ONCE: usize = 32;
 
 /// Takes over what the queue has set aside: a task that no worker has survived becomes a parked chunk, so that nobody
 /// drives it again before a person has looked.
@@ -114,11 +117,34 @@ pub async fn redrive(store: &Store, queue: &Queue, id: PostId, no: u32) -> Resul
 }
 
 /// Gives a chunk up: its viewers do not get the post. It counts as skipped, and the post as fanned out.
+///
+/// Only what no viewer has yet can be given up. A row that is there, of whatever version, still waits for something: for
+/// its bump, or for the version that hides or changes it, which readers respect for as long as the post is pending only.
+/// Given up, it would be back as it was, and whoever has a copy would never hear of it.
 pub async fn discard(store: &Store, id: PostId, no: u32) -> Result<()> {
-    let (post, _) = find(store, id, no).await?;
+    let (post, chunk) = find(store, id, no).await?;
+    if post.state == PostState::Retracted {
+        let detail = format!(
+            "post {id} is retracted, and only for as long as it is pending is it hidden from the viewers of chunk {no}: \
+             redrive the chunk"
+        );
+        return Err(Error::new(Kind::Conflict, "post_retracted", detail));
+    }
+    if has_rows(store, id, &chunk).await? {
+        let detail =
+            "some of its viewers have the post already, and would never hear of its changes: redrive the chunk";
+        return Err(Error::invalid("invalid_value", &format!("{id}/{no}"), detail));
+    }
     let fence = store.newest_fence().await?.map_or(0, |(fence, _)| fence.seq);
     store.chunk_done(id, no, Done { version: post.version, fence }, false).await?;
     store.park_chunk(id, no, None).await
+}
+
+/// Whether any viewer of a chunk has a row of the post. The state of the chunk does not tell: a worker may have died of it
+/// in the middle of its rows.
+async fn has_rows(store: &Store, id: PostId, chunk: &Chunk) -> Result<bool> {
+    let looks = stream::iter(chunk.viewers.iter()).map(|viewer| async move { store.rows(viewer, &[id]).await });
+    looks.buffer_unordered(ROWS_AT_ONCE).try_any(|rows| async move { rows.iter().any(Option::is_some) }).await
 }
 
 async fn find(store: &Store, id: PostId, no: u32) -> Result<(Post, Chunk)> {
