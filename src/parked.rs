@@ -21,8 +21,8 @@ const PAGE: u32 = 500;
 /// Rows looked at at the same time, before a chunk is given up.
 const ROWS_AT_ONCE: usize = 32;
 
-/// Takes over what the queue has set aside: a task that no worker has survived becomes a parked chunk, so that nobody
-/// drives it again before a person has looked.
+/// Takes over what the queue has set aside: a task that no worker has survived gets one more chance, and when it has had
+/// that it becomes a parked chunk, so that nobody drives it again before a person has looked.
 #[derive(Debug)]
 pub struct ParkedTasks {
     store: Store,
@@ -46,33 +46,45 @@ impl ParkedTasks {
         }
     }
 
-    /// Parks the chunks of messages that no worker survives, and removes those. What merely could not be read by a worker
-    /// of an older release goes too, for the relay drives it; what this release cannot read stays for one that can.
+    /// Takes over the messages that hold a task; how many. Of those that no worker survives each is tried once more, for it
+    /// may have stood beside another that they died of; the second time its chunk is parked. What merely could not be read
+    /// by a worker of an older release goes, for the relay drives it; what this release cannot read stays for one that can.
     pub async fn look(&mut self) -> Result<usize> {
+        let Queue::Rabbit(queue) = &self.queue else { return Ok(0) };
         // Each look counts as a delivery: what was left is not taken in hand again and again.
-        if self.queue.parked().await?.is_none_or(|parked| parked <= self.left) {
+        let waiting = queue.parked().await?;
+        self.left = self.left.min(waiting);
+        if waiting == self.left {
             return Ok(0);
         }
-        let Some(set_aside) = self.queue.set_aside(LOOK_MAX).await? else { return Ok(0) };
-        let mut taken = Vec::with_capacity(set_aside.messages.len());
+        let set_aside = queue.tasks_set_aside(LOOK_MAX).await?;
         for message in &set_aside.messages {
-            let parked = match &message.task {
-                Some(task) if message.unsurvived => self.park(task, &message.reason).await?,
-                Some(_) => true,
-                None => false,
-            };
-            taken.push(parked);
+            if let Some(task) = &message.task
+                && message.unsurvived
+            {
+                if set_aside.try_again(message).await? {
+                    warn!(post = %task.post_id, chunk = task.chunk.no, "no worker has survived a task; it is tried once more");
+                } else {
+                    self.park(task, &message.reason).await?;
+                }
+            }
         }
+        self.left = set_aside.passed_over;
+        let taken = vec![true; set_aside.messages.len()];
         set_aside.remove(&taken).await?;
-        self.left = taken.iter().filter(|taken| !**taken).count() as u64;
-        Ok(taken.iter().filter(|taken| **taken).count())
+        Ok(taken.len())
     }
 
-    async fn park(&self, task: &Task, reason: &str) -> Result<bool> {
+    async fn park(&self, task: &Task, reason: &str) -> Result<()> {
         let (post, chunk) = (task.post_id, task.chunk.no);
+        let states = self.store.chunk_states(post, chunk..chunk + 1).await?;
+        let fence = self.store.newest_fence().await?.map_or(0, |(fence, _)| fence.seq);
+        if states.iter().any(|state| state.is_done(task.version, fence)) {
+            // A copy was done meanwhile, or by hand.
+            return Ok(());
+        }
         error!(%post, chunk, reason, "a task is set aside: workers do not survive it");
-        self.store.park_chunk(post, chunk, Some(reason)).await?;
-        Ok(true)
+        self.store.park_chunk(post, chunk, Some(reason)).await
     }
 }
 
