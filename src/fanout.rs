@@ -15,7 +15,7 @@ use tracing::{Instrument as _, Span, debug, error, info_span, warn};
 
 use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
-use crate::domain::{Change, Done, Lane, Post, Task};
+use crate::domain::{Change, ChunkState, Done, Lane, Post, Task};
 use crate::error::{Error, Kind, Result};
 use crate::faults::{self, Planted};
 use crate::ports::{Delivery, Queue as _, Revisions as _, RowsWritten, Store as _};
@@ -58,6 +58,8 @@ pub enum Outcome {
     RowsOnly,
     /// There is no such post (yet). The relay drives it if it comes.
     NoPost,
+    /// The chunk is set aside: a person takes it up again, or an edit.
+    Parked,
 }
 
 impl Fanout {
@@ -98,7 +100,7 @@ impl Fanout {
             let _ = self.queue.ack(Delivery { task: task.clone(), tag: delivery.tag }).await;
         }
         let outcome = survived(self.process(task).instrument(span(task))).await;
-        let rows = if matches!(outcome, Ok(Outcome::Done | Outcome::RowsOnly)) { task.chunk.viewers.len() } else { 0 };
+        let rows = if matches!(outcome, Ok(Outcome::Done)) { task.chunk.viewers.len() } else { 0 };
         self.board.finish(&name, rows as u64);
         let settled = match outcome {
             Ok(_) => {
@@ -121,10 +123,19 @@ impl Fanout {
         let Some(post) = self.store.post(task.post_id).await? else {
             return Ok(Outcome::NoPost);
         };
-        // The first delivery of the present version is never done already: no need to look.
-        if (task.attempt > 0 || post.version > task.version) && self.is_done(task, &post).await? {
+        let state = self.known(task, &post).await?;
+        if state.parked {
+            // A copy from before: workers may die of it. What takes the chunk up again publishes a task of its own.
+            debug!(post = %post.id, chunk = task.chunk.no, "the chunk is parked");
+            return Ok(Outcome::Parked);
+        }
+        if self.is_done(&state, &post).await? {
             return Ok(Outcome::AlreadyDone);
         }
+        faults::at(match task.lane {
+            Lane::Small => "fanout.small",
+            Lane::Bulk => "fanout.bulk",
+        });
         if faults::planted(Planted::AckBeforeRows) {
             let done = Done { version: post.version, fence: self.revisions.fence().await?.seq };
             self.store.chunk_done(post.id, task.chunk.no, done, true).await?;
@@ -142,8 +153,19 @@ impl Fanout {
         };
         faults::at("fanout.bumped");
         self.store.chunk_done(post.id, task.chunk.no, Done { version: post.version, fence }, rows).await?;
-        self.observe(task, &post, rows);
+        self.observe(task, &post);
         Ok(Outcome::Done)
+    }
+
+    /// How far the chunk has come before this task. The first delivery of the present version has nothing before it: no
+    /// need to look.
+    async fn known(&self, task: &Task, post: &Post) -> Result<ChunkState> {
+        if task.attempt == 0 && post.version <= task.version {
+            return Ok(ChunkState::default());
+        }
+        let no = task.chunk.no;
+        let states = self.store.chunk_states(post.id, no..no + 1).await?;
+        Ok(states.first().copied().unwrap_or_default())
     }
 
     /// Bumps the viewers of a chunk whose rows are written, and answers under which fence.
@@ -164,27 +186,34 @@ impl Fanout {
         Err(Error::unavailable("revisions_unavailable", "the revisions that were bumped are of a life that is over"))
     }
 
-    async fn is_done(&self, task: &Task, post: &Post) -> Result<bool> {
-        let no = task.chunk.no;
-        let states = self.store.chunk_states(post.id, no..no + 1).await?;
-        let fence = match self.revisions.fence().await {
-            Ok(fence) => fence,
-            // Rows go on being written while the revisions are away.
-            Err(error) if error.kind() == Kind::Unavailable => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        Ok(states.first().is_some_and(|state| state.is_done(post.version, fence.seq)))
+    async fn is_done(&self, state: &ChunkState, post: &Post) -> Result<bool> {
+        if state.done.is_none_or(|done| done.version < post.version) {
+            return Ok(false);
+        }
+        match self.revisions.fence().await {
+            Ok(fence) => Ok(state.is_done(post.version, fence.seq)),
+            // It may be done under a fence that is no more.
+            Err(error) if error.kind() == Kind::Unavailable => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes the rows of the newest version there is, and answers which that was, and whether they still had a life
     /// to live.
     async fn write_rows(&self, task: &Task, mut post: Post) -> Result<(Post, bool)> {
+        let count = |result| {
+            counter!("fanfold_fanout_rows_total", "result" => result).increment(task.chunk.viewers.len() as u64);
+        };
         loop {
             if post.id.time().after(self.inbox_ttl).after(OVERDUE) <= self.clock.now() {
+                count("skipped");
                 return Ok((post, false));
             }
             match self.store.write_rows(&post, &task.chunk.viewers).await? {
-                RowsWritten::Written => return Ok((post, true)),
+                RowsWritten::Written => {
+                    count("written");
+                    return Ok((post, true));
+                }
                 RowsWritten::Stale(newer) => post = *newer,
             }
         }
@@ -204,10 +233,9 @@ impl Fanout {
         }
     }
 
-    fn observe(&self, task: &Task, post: &Post, rows: bool) {
+    fn observe(&self, task: &Task, post: &Post) {
         let viewers = task.chunk.viewers.len() as u64;
         debug!(post = %post.id, version = post.version, chunk = task.chunk.no, viewers, "fanned out");
-        counter!("fanfold_fanout_rows_total", "result" => if rows { "written" } else { "skipped" }).increment(viewers);
         if post.version == 1 {
             let age = self.clock.now().since(post.id.time());
             histogram!("fanfold_publish_to_visible_seconds").record(age.as_secs_f64());

@@ -305,7 +305,9 @@ impl Relay {
         for no in numbers.iter().take(room) {
             match self.store.chunk(post.id, *no).await? {
                 Some(chunk) => {
-                    let attempt = attempts + 1;
+                    // Workers leave a parked chunk alone, unless it looks like one that was never tried.
+                    let attempt =
+                        if states.get(*no as usize).is_some_and(|state| state.parked) { 0 } else { attempts + 1 };
                     tasks.push(Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: None });
                 }
                 None => error!(post = %post.id, chunk = no, "a committed post lacks a chunk"),
