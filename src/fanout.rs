@@ -140,13 +140,16 @@ impl Fanout {
             let done = Done { version: post.version, fence: self.revisions.fence().await?.seq };
             self.store.chunk_done(post.id, task.chunk.no, done, true).await?;
         }
-        let (post, rows) = self.write_rows(task, post).await?;
+        let (post, rows) =
+            if state.has_rows(post.version) { (post, true) } else { self.write_rows(task, post).await? };
         faults::at("fanout.rows");
         let fence = match self.bump(task, &post).await {
             Ok(fence) => fence,
             Err(error) if error.kind() == Kind::Unavailable => {
                 warn!(%error, post = %post.id, chunk = task.chunk.no, "rows written, revisions cannot be bumped now");
-                self.store.chunk_rows_done(post.id, task.chunk.no, post.version).await?;
+                if rows && !state.has_rows(post.version) {
+                    self.store.chunk_rows_done(post.id, task.chunk.no, post.version).await?;
+                }
                 return Ok(Outcome::RowsOnly);
             }
             Err(error) => return Err(error),
