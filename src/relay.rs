@@ -41,6 +41,8 @@ const IDLE_LANE: u64 = 100;
 const IDLE_LANE_PAUSE: Duration = Duration::from_secs(20);
 /// How long after the end of a post's rows its fan-out is given up. A clock that is wrong by less does no harm.
 const OVERDUE: Duration = Duration::from_secs(24 * 3600);
+/// Before anybody has reached the revisions: fences count from 1.
+const NO_FENCE: Fence = Fence { seq: 0, nonce: 0 };
 
 /// How the relay paces itself.
 #[derive(Clone, Copy, Debug)]
@@ -240,8 +242,9 @@ impl Relay {
                 Err(error) => error!(%error, post = %entry.post_id, "a pending post cannot be read"),
             }
         }
-        // After the states: a chunk done under a fence that has since been replaced is not done.
-        let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
+        // After the states: a chunk done under a fence that has since been replaced is not done. Before the first fence none
+        // is done, and rows can be written all the same.
+        let fence = self.store.newest_fence().await?.map_or(NO_FENCE, |(fence, _)| fence);
         self.begin_fence(fence);
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
