@@ -11,8 +11,12 @@ mod support;
 mod wait;
 
 mod cluster;
+#[cfg(feature = "faults")]
+mod poison;
 mod queue;
 mod revisions;
 mod skew;
+#[cfg(feature = "faults")]
+mod stage;
 mod store;
 mod tls;

@@ -7,6 +7,7 @@ mod cluster_store;
 mod control;
 mod embedded;
 mod keys;
+mod poison;
 mod queue;
 mod quotas;
 #[path = "../support/redis_server.rs"]
