@@ -1,8 +1,11 @@
 //! Fan-out: take a task, write the rows of its chunk, bump the revisions, record it as done, acknowledge. In this order:
 //! killed anywhere, the task comes again and does no harm.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::join;
 use metrics::{counter, histogram};
 use tokio::sync::watch;
@@ -12,7 +15,7 @@ use tracing::{Instrument as _, Span, debug, error, info_span, warn};
 
 use crate::adapters::{Queue, Revisions, Store};
 use crate::clock::Clock;
-use crate::domain::{Change, Done, Lane, Post, Task};
+use crate::domain::{Change, ChunkState, Done, Lane, Post, Task};
 use crate::error::{Error, Kind, Result};
 use crate::faults::{self, Planted};
 use crate::ports::{Delivery, Queue as _, Revisions as _, RowsWritten, Store as _};
@@ -55,6 +58,8 @@ pub enum Outcome {
     RowsOnly,
     /// There is no such post (yet). The relay drives it if it comes.
     NoPost,
+    /// The chunk is set aside: a person takes it up again, or an edit.
+    Parked,
 }
 
 impl Fanout {
@@ -94,8 +99,8 @@ impl Fanout {
         if early {
             let _ = self.queue.ack(Delivery { task: task.clone(), tag: delivery.tag }).await;
         }
-        let outcome = self.process(task).instrument(span(task)).await;
-        let rows = if matches!(outcome, Ok(Outcome::Done | Outcome::RowsOnly)) { task.chunk.viewers.len() } else { 0 };
+        let outcome = survived(self.process(task).instrument(span(task))).await;
+        let rows = if matches!(outcome, Ok(Outcome::Done)) { task.chunk.viewers.len() } else { 0 };
         self.board.finish(&name, rows as u64);
         let settled = match outcome {
             Ok(_) => {
@@ -118,30 +123,53 @@ impl Fanout {
         let Some(post) = self.store.post(task.post_id).await? else {
             return Ok(Outcome::NoPost);
         };
-        // The first task of the present version is hardly ever done already, and not worth a look. A queue that delivers it
-        // twice has it worked on twice: the same rows, and at most a bump by which clients read an unchanged post.
-        if (task.attempt > 0 || post.version > task.version) && self.is_done(task, &post).await? {
+        let state = self.known(task, &post).await?;
+        if state.parked {
+            // A copy from before: workers may die of it. What takes the chunk up again publishes a task of its own.
+            debug!(post = %post.id, chunk = task.chunk.no, "the chunk is parked");
+            return Ok(Outcome::Parked);
+        }
+        if self.is_done(&state, &post).await? {
             return Ok(Outcome::AlreadyDone);
         }
+        faults::at(match task.lane {
+            Lane::Small => "fanout.small",
+            Lane::Bulk => "fanout.bulk",
+        });
         if faults::planted(Planted::AckBeforeRows) {
             let done = Done { version: post.version, fence: self.revisions.fence().await?.seq };
             self.store.chunk_done(post.id, task.chunk.no, done, true).await?;
         }
-        let (post, rows) = self.write_rows(task, post).await?;
+        let (post, rows) =
+            if state.has_rows(post.version) { (post, true) } else { self.write_rows(task, post).await? };
         faults::at("fanout.rows");
         let fence = match self.bump(task, &post).await {
             Ok(fence) => fence,
             Err(error) if error.kind() == Kind::Unavailable => {
                 warn!(%error, post = %post.id, chunk = task.chunk.no, "rows written, revisions cannot be bumped now");
-                self.store.chunk_rows_done(post.id, task.chunk.no, post.version).await?;
+                if rows && !state.has_rows(post.version) {
+                    self.store.chunk_rows_done(post.id, task.chunk.no, post.version).await?;
+                }
                 return Ok(Outcome::RowsOnly);
             }
             Err(error) => return Err(error),
         };
         faults::at("fanout.bumped");
         self.store.chunk_done(post.id, task.chunk.no, Done { version: post.version, fence }, rows).await?;
-        self.observe(task, &post, rows);
+        self.observe(task, &post);
         Ok(Outcome::Done)
+    }
+
+    /// How far the chunk has come before this task. The first delivery of the present version hardly ever has anything
+    /// before it, and is not worth a look: where it has, the same rows are written again, and at most clients are bumped
+    /// to read an unchanged post.
+    async fn known(&self, task: &Task, post: &Post) -> Result<ChunkState> {
+        if task.attempt == 0 && post.version <= task.version {
+            return Ok(ChunkState::default());
+        }
+        let no = task.chunk.no;
+        let states = self.store.chunk_states(post.id, no..no + 1).await?;
+        Ok(states.first().copied().unwrap_or_default())
     }
 
     /// Bumps the viewers of a chunk whose rows are written, and answers under which fence.
@@ -162,27 +190,34 @@ impl Fanout {
         Err(Error::unavailable("revisions_unavailable", "the revisions that were bumped are of a life that is over"))
     }
 
-    async fn is_done(&self, task: &Task, post: &Post) -> Result<bool> {
-        let no = task.chunk.no;
-        let states = self.store.chunk_states(post.id, no..no + 1).await?;
-        let fence = match self.revisions.fence().await {
-            Ok(fence) => fence,
-            // Rows go on being written while the revisions are away.
-            Err(error) if error.kind() == Kind::Unavailable => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        Ok(states.first().is_some_and(|state| state.is_done(post.version, fence.seq)))
+    async fn is_done(&self, state: &ChunkState, post: &Post) -> Result<bool> {
+        if state.done.is_none_or(|done| done.version < post.version) {
+            return Ok(false);
+        }
+        match self.revisions.fence().await {
+            Ok(fence) => Ok(state.is_done(post.version, fence.seq)),
+            // It may be done under a fence that is no more.
+            Err(error) if error.kind() == Kind::Unavailable => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes the rows of the newest version there is, and answers which that was, and whether they still had a life
     /// to live.
     async fn write_rows(&self, task: &Task, mut post: Post) -> Result<(Post, bool)> {
+        let count = |result| {
+            counter!("fanfold_fanout_rows_total", "result" => result).increment(task.chunk.viewers.len() as u64);
+        };
         loop {
             if post.id.time().after(self.inbox_ttl).after(OVERDUE) <= self.clock.now() {
+                count("skipped");
                 return Ok((post, false));
             }
             match self.store.write_rows(&post, &task.chunk.viewers).await? {
-                RowsWritten::Written => return Ok((post, true)),
+                RowsWritten::Written => {
+                    count("written");
+                    return Ok((post, true));
+                }
                 RowsWritten::Stale(newer) => post = *newer,
             }
         }
@@ -202,10 +237,9 @@ impl Fanout {
         }
     }
 
-    fn observe(&self, task: &Task, post: &Post, rows: bool) {
+    fn observe(&self, task: &Task, post: &Post) {
         let viewers = task.chunk.viewers.len() as u64;
         debug!(post = %post.id, version = post.version, chunk = task.chunk.no, viewers, "fanned out");
-        counter!("fanfold_fanout_rows_total", "result" => if rows { "written" } else { "skipped" }).increment(viewers);
         if post.version == 1 {
             let age = self.clock.now().since(post.id.time());
             histogram!("fanfold_publish_to_visible_seconds").record(age.as_secs_f64());
@@ -213,8 +247,130 @@ impl Fanout {
     }
 }
 
+/// What `work` comes to. A panic is one more failure: the task is released, or parked when it has failed too often. What it
+/// shares with others is in the store, on servers, or behind locks that a panic does not spoil.
+async fn survived<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it does not say why");
+    Error::internal(format!("the fan-out panicked: {text}"))
+}
+
 /// What log lines of a task carry; as a child of the request that published it, where the task brought its trace.
 fn span(task: &Task) -> Span {
     let trace_id = task.trace.map(tracing::field::display);
     info_span!("fanout", post = %task.post_id, chunk = task.chunk.no, attempt = task.attempt, trace_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Level, Metadata, Subscriber};
+
+    use super::*;
+    use crate::adapters::embedded::{
+        EmbeddedQueue, EmbeddedRevisions, EmbeddedStore, Folder, RevisionLimits, StoreOptions,
+    };
+    use crate::domain::{Audience, PostId, PostState, ProducerId, Time};
+    use crate::tuning::FANOUT;
+
+    const START: Time = Time::from_millis(1_767_225_600_000);
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Panics when a worker of this thread tells that it has fanned out a chunk.
+    struct Panicking;
+
+    impl Subscriber for Panicking {
+        fn enabled(&self, of: &Metadata<'_>) -> bool {
+            of.is_event() && *of.level() == Level::DEBUG && of.target() == "fanfold::fanout"
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn event(&self, _: &Event<'_>) {
+            panic!("as planted");
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    async fn fanout(dir: &std::path::Path, clock: &Clock) -> Fanout {
+        let options = StoreOptions {
+            cache_bytes: 1 << 20,
+            memtable_bytes: 1 << 20,
+            journal_bytes_max: 64 << 20,
+            commit_jobs_max: 64,
+            commit_bytes_max: 1 << 20,
+            commit_bulk_bytes_max: 64 << 10,
+            free_bytes_min: 0,
+            inbox_ttl: Duration::from_secs(1_000),
+            idempotency_ttl: Duration::from_secs(1_000),
+            clock: clock.clone(),
+        };
+        let store = EmbeddedStore::open(Folder::open(dir).expect("free"), options).expect("opened");
+        let fence = store.register_fence(7, "test").await.expect("registered");
+        let limits = RevisionLimits { records_max: 10, waiters_max: 10 };
+        Fanout {
+            store: Store::Embedded(store),
+            queue: Queue::Embedded(EmbeddedQueue::new(10)),
+            revisions: Revisions::Embedded(EmbeddedRevisions::new(fence, limits)),
+            clock: clock.clone(),
+            inbox_ttl: Duration::from_secs(1_000),
+            attempts_max: 3,
+            board: Board::new(FANOUT, clock),
+        }
+    }
+
+    /// A post for one viewer, and its task at the last attempt.
+    async fn last_attempt(fanout: &Fanout) -> Task {
+        let audience = Audience::parse("viewers", &["ben"], 1).expect("valid");
+        let post = Post {
+            id: PostId::new(START, rand::random()),
+            producer: ProducerId::local(),
+            kind: "t".into(),
+            actor: None,
+            data: "{}".into(),
+            thread_key: None,
+            version: 1,
+            state: PostState::Live,
+            ts: START.micros(),
+            expires_at: None,
+            audience_size: 1,
+            chunk_size: 1,
+        };
+        let chunk = audience.chunks(1).remove(0);
+        fanout.store.create_post(&post, std::slice::from_ref(&chunk)).await.expect("created");
+        Task { post_id: post.id, version: 1, chunk, lane: Lane::Small, attempt: 2, trace: None }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_fails_and_is_parked_in_the_end() {
+        let (dir, clock) = (tempfile::tempdir().expect("a folder"), Clock::manual(START));
+        let fanout = fanout(dir.path(), &clock).await;
+        let task = last_attempt(&fanout).await;
+        let (id, no) = (task.post_id, task.chunk.no);
+        let planted = tracing::subscriber::set_default(Panicking);
+        timeout(PATIENCE, fanout.handle(Delivery { task, tag: 0 })).await.expect("it comes to an end");
+        drop(planted);
+        let parked = fanout.store.parked(id).await.expect("read");
+        assert_eq!(parked.iter().map(|chunk| chunk.no).collect::<Vec<_>>(), [no]);
+    }
+
+    #[tokio::test]
+    async fn what_a_panic_says_is_told() {
+        let text =
+            async |work: fn() -> Result<()>| survived(async { work() }).await.expect_err("it panics").to_string();
+        assert!(text(|| panic!("in {}", "words")).await.ends_with("the fan-out panicked: in words"));
+        assert!(text(|| panic!("plainly")).await.ends_with("the fan-out panicked: plainly"));
+        assert_eq!(survived(async { Ok(7) }).await.expect("no panic"), 7);
+    }
 }

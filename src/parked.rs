@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::adapters::{Queue, Store};
-use crate::domain::{Chunk, Done, Lane, ParkedChunk, Post, PostId, Task};
-use crate::error::{Error, Result};
+use crate::domain::{Chunk, Done, Lane, ParkedChunk, Post, PostId, PostState, Task};
+use crate::error::{Error, Kind, Result};
 use crate::ports::{Pending, Queue as _, Store as _};
 
 /// Between looks at what the queue has set aside.
@@ -20,9 +20,11 @@ const LOOK_MAX: u32 = 100;
 const PAGE: u32 = 500;
 /// Those whose chunks are asked for together.
 const AT_ONCE: usize = 16;
+/// Rows looked at at the same time, before a chunk is given up.
+const ROWS_AT_ONCE: usize = 32;
 
-/// Takes over what the queue has set aside: a task that no worker has survived becomes a parked chunk, so that nobody
-/// drives it again before a person has looked.
+/// Takes over what the queue has set aside: a task that no worker has survived gets one more chance, and when it has had
+/// that it becomes a parked chunk, so that nobody drives it again before a person has looked.
 #[derive(Debug)]
 pub struct ParkedTasks {
     store: Store,
@@ -46,33 +48,45 @@ impl ParkedTasks {
         }
     }
 
-    /// Parks the chunks of messages that no worker survives, and removes those. What merely could not be read by a worker
-    /// of an older release goes too, for the relay drives it; what this release cannot read stays for one that can.
+    /// Takes over the messages that hold a task; how many. Of those that no worker survives each is tried once more, for it
+    /// may have stood beside another that they died of; the second time its chunk is parked. What merely could not be read
+    /// by a worker of an older release goes, for the relay drives it; what this release cannot read stays for one that can.
     pub async fn look(&mut self) -> Result<usize> {
+        let Queue::Rabbit(queue) = &self.queue else { return Ok(0) };
         // Each look counts as a delivery: what was left is not taken in hand again and again.
-        if self.queue.parked().await?.is_none_or(|parked| parked <= self.left) {
+        let waiting = queue.parked().await?;
+        self.left = self.left.min(waiting);
+        if waiting == self.left {
             return Ok(0);
         }
-        let Some(set_aside) = self.queue.set_aside(LOOK_MAX).await? else { return Ok(0) };
-        let mut taken = Vec::with_capacity(set_aside.messages.len());
+        let set_aside = queue.tasks_set_aside(LOOK_MAX).await?;
         for message in &set_aside.messages {
-            let parked = match &message.task {
-                Some(task) if message.unsurvived => self.park(task, &message.reason).await?,
-                Some(_) => true,
-                None => false,
-            };
-            taken.push(parked);
+            if let Some(task) = &message.task
+                && message.unsurvived
+            {
+                if set_aside.try_again(message).await? {
+                    warn!(post = %task.post_id, chunk = task.chunk.no, "no worker has survived a task; it is tried once more");
+                } else {
+                    self.park(task, &message.reason).await?;
+                }
+            }
         }
+        self.left = set_aside.passed_over;
+        let taken = vec![true; set_aside.messages.len()];
         set_aside.remove(&taken).await?;
-        self.left = taken.iter().filter(|taken| !**taken).count() as u64;
-        Ok(taken.iter().filter(|taken| **taken).count())
+        Ok(taken.len())
     }
 
-    async fn park(&self, task: &Task, reason: &str) -> Result<bool> {
+    async fn park(&self, task: &Task, reason: &str) -> Result<()> {
         let (post, chunk) = (task.post_id, task.chunk.no);
+        let states = self.store.chunk_states(post, chunk..chunk + 1).await?;
+        let fence = self.store.newest_fence().await?.map_or(0, |(fence, _)| fence.seq);
+        if states.iter().any(|state| state.is_done(task.version, fence)) {
+            // A copy was done meanwhile, or by hand.
+            return Ok(());
+        }
         error!(%post, chunk, reason, "a task is set aside: workers do not survive it");
-        self.store.park_chunk(post, chunk, Some(reason)).await?;
-        Ok(true)
+        self.store.park_chunk(post, chunk, Some(reason)).await
     }
 }
 
@@ -128,11 +142,34 @@ pub async fn redrive(store: &Store, queue: &Queue, id: PostId, no: u32) -> Resul
 }
 
 /// Gives a chunk up: its viewers do not get the post. It counts as skipped, and the post as fanned out.
+///
+/// Only what no viewer has yet can be given up. A row that is there, of whatever version, still waits for something: for
+/// its bump, or for the version that hides or changes it, which readers respect for as long as the post is pending only.
+/// Given up, it would be back as it was, and whoever has a copy would never hear of it.
 pub async fn discard(store: &Store, id: PostId, no: u32) -> Result<()> {
-    let (post, _) = find(store, id, no).await?;
+    let (post, chunk) = find(store, id, no).await?;
+    if post.state == PostState::Retracted {
+        let detail = format!(
+            "post {id} is retracted, and only for as long as it is pending is it hidden from the viewers of chunk {no}: \
+             redrive the chunk"
+        );
+        return Err(Error::new(Kind::Conflict, "post_retracted", detail));
+    }
+    if has_rows(store, id, &chunk).await? {
+        let detail =
+            "some of its viewers have the post already, and would never hear of its changes: redrive the chunk";
+        return Err(Error::invalid("invalid_value", &format!("{id}/{no}"), detail));
+    }
     let fence = store.newest_fence().await?.map_or(0, |(fence, _)| fence.seq);
     store.chunk_done(id, no, Done { version: post.version, fence }, false).await?;
     store.park_chunk(id, no, None).await
+}
+
+/// Whether any viewer of a chunk has a row of the post. The state of the chunk does not tell: a worker may have died of it
+/// in the middle of its rows.
+async fn has_rows(store: &Store, id: PostId, chunk: &Chunk) -> Result<bool> {
+    let looks = stream::iter(chunk.viewers.iter()).map(|viewer| async move { store.rows(viewer, &[id]).await });
+    looks.buffer_unordered(ROWS_AT_ONCE).try_any(|rows| async move { rows.iter().any(Option::is_some) }).await
 }
 
 async fn find(store: &Store, id: PostId, no: u32) -> Result<(Post, Chunk)> {

@@ -34,8 +34,15 @@ const DEEP_LANE_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest pause between attempts where only bumps are missing: what is in their way is Redis, and being away it has
 /// not tried anybody's patience. Once it is back the clients must not wait for what doubled meanwhile.
 const BUMPS_PAUSE_MAX: Duration = Duration::from_secs(20);
+/// A lane where no more tasks than these wait for a producer's turn is nearly empty: what was driven is not there any more.
+const IDLE_LANE: u64 = 100;
+/// What is not done is driven again after this where its lane is nearly empty, however far the doubling has gone: the task
+/// is lost, or failed for want of a server, which may be back.
+const IDLE_LANE_PAUSE: Duration = Duration::from_secs(20);
 /// How long after the end of a post's rows its fan-out is given up. A clock that is wrong by less does no harm.
 const OVERDUE: Duration = Duration::from_secs(24 * 3600);
+/// Before anybody has reached the revisions: fences count from 1.
+const NO_FENCE: Fence = Fence { seq: 0, nonce: 0 };
 
 /// How the relay paces itself.
 #[derive(Clone, Copy, Debug)]
@@ -91,9 +98,33 @@ pub struct Relay {
 struct Drive {
     attempts: u32,
     due: Instant,
+    /// When it was driven last.
+    driven: Option<Instant>,
     met: Instant,
     /// The last round that has met the entry. One that it did not meet was settled, here or by another relay.
     round: u64,
+}
+
+/// Whether an entry is to be driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Due,
+    /// If its lane is nearly empty.
+    DueIfIdle,
+    NotDue,
+}
+
+impl Drive {
+    fn turn(&self, now: Instant) -> Turn {
+        let waited = self.driven.is_some_and(|driven| driven + IDLE_LANE_PAUSE <= now);
+        if self.due <= now {
+            Turn::Due
+        } else if waited {
+            Turn::DueIfIdle
+        } else {
+            Turn::NotDue
+        }
+    }
 }
 
 /// What a relay works with.
@@ -214,8 +245,9 @@ impl Relay {
                 Err(error) => error!(%error, post = %entry.post_id, "a pending post cannot be read"),
             }
         }
-        // After the states: a chunk done under a fence that has since been replaced is not done.
-        let Some((fence, _)) = self.store.newest_fence().await? else { return Ok(()) };
+        // After the states: a chunk done under a fence that has since been replaced is not done. Before the first fence none
+        // is done, and rows can be written all the same.
+        let fence = self.store.newest_fence().await?.map_or(NO_FENCE, |(fence, _)| fence);
         self.begin_fence(fence);
         let mut settled = Vec::new();
         for (entry, post, states) in looked {
@@ -223,8 +255,8 @@ impl Relay {
                 Verdict::Settle(verdict) => settled.push(verdict),
                 Verdict::Leave => {}
                 // What is complete is settled all the same.
-                Verdict::Drive(_) if self.queue_away => {}
-                Verdict::Drive(post) => match self.drive(&entry, post, &states, fence, pass).await {
+                Verdict::Drive(..) if self.queue_away => {}
+                Verdict::Drive(post, turn) => match self.drive(&entry, post, &states, (fence, turn), pass).await {
                     Ok(()) => {}
                     Err(error) if error.code() == "queue_unavailable" => {
                         self.queue_away = true;
@@ -284,9 +316,12 @@ impl Relay {
         let round = self.round;
         let drive = self.drives.entry(key).or_insert_with(|| {
             let met = Instant::now();
-            Drive { attempts: 0, due: met + patience, met, round }
+            Drive { attempts: 0, due: met + patience, driven: None, met, round }
         });
-        if drive.due <= Instant::now() { Verdict::Drive(post) } else { Verdict::Leave }
+        match drive.turn(Instant::now()) {
+            Turn::NotDue => Verdict::Leave,
+            turn => Verdict::Drive(post, turn),
+        }
     }
 
     /// Publishes the chunks that are not done, as far as their lane has room.
@@ -295,14 +330,17 @@ impl Relay {
         entry: &Pending,
         post: &Post,
         states: &[ChunkState],
-        fence: Fence,
+        (fence, turn): (Fence, Turn),
         pass: &mut Pass,
     ) -> Result<()> {
         let (key, lane) = ((entry.post_id, entry.version), Lane::of(post));
         let (now, round) = (Instant::now(), self.round);
-        let Drive { attempts, met, .. } =
-            self.drives.get(&key).copied().unwrap_or(Drive { attempts: 0, due: now, met: now, round });
+        let unknown = Drive { attempts: 0, due: now, driven: None, met: now, round };
+        let Drive { attempts, met, .. } = self.drives.get(&key).copied().unwrap_or(unknown);
         let room = self.room(lane, &post.producer).await?;
+        if turn == Turn::DueIfIdle && room.waiting > IDLE_LANE {
+            return Ok(());
+        }
         if room.waiting > DEEP_LANE && self.limits.queue_survives && met.elapsed() < DEEP_LANE_PATIENCE {
             return Ok(());
         }
@@ -317,7 +355,9 @@ impl Relay {
         for no in numbers.iter().take(room) {
             match self.store.chunk(post.id, *no).await? {
                 Some(chunk) => {
-                    let attempt = attempts + 1;
+                    // Workers leave a parked chunk alone, unless it looks like one that was never tried.
+                    let attempt =
+                        if states.get(*no as usize).is_some_and(|state| state.parked) { 0 } else { attempts + 1 };
                     tasks.push(Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: None });
                 }
                 None => error!(post = %post.id, chunk = no, "a committed post lacks a chunk"),
@@ -335,7 +375,8 @@ impl Relay {
         let longest = if only_bumps { longest.min(BUMPS_PAUSE_MAX) } else { longest };
         let wait = self.limits.redrive_after.saturating_mul(1 << attempts.min(16)).min(longest);
         let (attempts, wait) = if cut_short { (attempts, self.limits.redrive_after) } else { (attempts + 1, wait) };
-        self.drives.insert(key, Drive { attempts, due: Instant::now() + wait, met, round });
+        let now = Instant::now();
+        self.drives.insert(key, Drive { attempts, due: now + wait, driven: Some(now), met, round });
         Ok(())
     }
 
@@ -418,6 +459,22 @@ fn is_done(state: &ChunkState, entry: &Pending, fence: Fence) -> bool {
 
 enum Verdict<'a> {
     Settle(Settled),
-    Drive(&'a Post),
+    Drive(&'a Post, Turn),
     Leave,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_waited_long_is_driven_where_the_lane_is_nearly_empty() {
+        let now = Instant::now();
+        let (hour, before) = (Duration::from_secs(3600), |pause| now.checked_sub(pause));
+        let drive = |due, driven| Drive { attempts: 9, due, driven, met: now };
+        assert_eq!(drive(now, None).turn(now), Turn::Due);
+        assert_eq!(drive(now + hour, None).turn(now), Turn::NotDue, "it waits for its first turn");
+        assert_eq!(drive(now + hour, Some(now)).turn(now), Turn::NotDue);
+        assert_eq!(drive(now + hour, before(IDLE_LANE_PAUSE)).turn(now), Turn::DueIfIdle);
+    }
 }

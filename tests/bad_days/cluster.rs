@@ -79,6 +79,12 @@ impl Cluster {
         self.settings.insert(name.to_owned(), value.into());
     }
 
+    /// As without [`Cluster::set`].
+    #[cfg(feature = "faults")]
+    pub fn unset(&mut self, name: &str) {
+        self.settings.remove(name);
+    }
+
     fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         for name in ["FANFOLD_CONFIG", "FANFOLD_MODE", "FANFOLD_LOG", "FANFOLD_KEY_FILE"] {
@@ -174,6 +180,28 @@ impl Running {
         let code = ended.unwrap_or_else(|_| panic!("it does not end: {}", self.said)).expect("waited").code();
         self.lines.get_mut().read_to_string(&mut self.said).await.expect("UTF-8");
         Told { code, out: String::new(), err: self.said }
+    }
+
+    /// Sends it a signal.
+    #[cfg(feature = "faults")]
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())).expect("it runs");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+
+    /// Whether a fault has stopped it.
+    #[cfg(feature = "faults")]
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id().expect("it runs")));
+        // The state follows the command's name, which stands in brackets.
+        stat.expect("it runs").rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    }
+
+    /// Waits for as long as it lives; what it logs is not kept.
+    #[cfg(feature = "faults")]
+    pub async fn outlived(&mut self) {
+        while self.lines.next_line().await.expect("readable").is_some() {}
+        self.child.wait().await.expect("waited");
     }
 
     /// Ends it; all it has logged.

@@ -12,9 +12,13 @@ mod wait;
 
 mod cluster;
 mod leftovers;
+#[cfg(feature = "faults")]
+mod poison;
 mod queue;
 mod revisions;
 mod skew;
+#[cfg(feature = "faults")]
+mod stage;
 mod store;
 mod tls;
 mod withdrawn;

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TASK_7: [u8; 34] =
     [1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0];
 
-fn options(url: &str) -> RabbitOptions {
+pub fn options(url: &str) -> RabbitOptions {
     RabbitOptions {
         url: url.into(),
         tls_ca_file: None,
@@ -36,7 +36,7 @@ fn options(url: &str) -> RabbitOptions {
     }
 }
 
-async fn start(options: &RabbitOptions) -> RabbitQueue {
+pub async fn start(options: &RabbitOptions) -> RabbitQueue {
     let queue = RabbitQueue::start(options.clone());
     queue.ready(PATIENCE).await.expect("the broker is there");
     queue
@@ -51,7 +51,7 @@ async fn open(places: usize) -> Option<(Left, RabbitQueue)> {
 }
 
 /// Deletes a test's queues when dropped: a broker has no room for as many as there are runs.
-struct Left(RabbitOptions);
+pub struct Left(pub RabbitOptions);
 
 impl Drop for Left {
     fn drop(&mut self) {
@@ -84,7 +84,7 @@ fn task(no: u32) -> Task {
 }
 
 /// A channel of the test's own.
-async fn channel(url: &str) -> (Connection, Channel) {
+pub async fn channel(url: &str) -> (Connection, Channel) {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("connected");
     let channel = connection.create_channel().await.expect("a channel");
     (connection, channel)

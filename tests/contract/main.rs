@@ -8,6 +8,7 @@ mod cluster_store;
 mod control;
 mod embedded;
 mod keys;
+mod poison;
 mod queue;
 mod quotas;
 #[path = "../support/redis_server.rs"]

@@ -62,6 +62,20 @@ pub fn headers(task: &Task) -> FieldTable {
     headers
 }
 
+/// The header of a task that no worker survived, and that has one more chance.
+const LAST_CHANCE: &str = "fanfold-last-chance";
+
+/// The same headers, and that this is the last chance.
+pub fn with_last_chance(mut headers: FieldTable) -> FieldTable {
+    headers.insert(LAST_CHANCE.into(), AMQPValue::Boolean(true));
+    headers
+}
+
+/// Whether a message has its last chance.
+pub fn is_last_chance(headers: Option<&FieldTable>) -> bool {
+    headers.is_some_and(|headers| headers.inner().contains_key(LAST_CHANCE))
+}
+
 /// Of a message's headers those that a release of ours has written. The broker's own begin with `x-`, and tell of a way
 /// that is over.
 pub fn own_headers(headers: Option<&FieldTable>) -> FieldTable {

@@ -225,8 +225,11 @@ impl Consumer {
         session.acks().meet(message.delivery_tag);
         match codec::decode(&message.data) {
             Ok(task) => {
-                let trace = codec::trace(message.properties.headers().as_ref());
-                let task = Task { trace, lane: self.lane, ..task };
+                let headers = message.properties.headers().as_ref();
+                // Somebody had it in hand or at hand before, and may have finished it, or died of it: a worker looks first.
+                let known = message.redelivered || codec::is_last_chance(headers);
+                let attempt = if known { task.attempt.max(1) } else { task.attempt };
+                let task = Task { trace: codec::trace(headers), lane: self.lane, attempt, ..task };
                 self.waiting.put(queue, Delivery { task, tag: session.number << TAG_BITS | message.delivery_tag });
                 Ok(())
             }

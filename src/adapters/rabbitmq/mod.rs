@@ -53,7 +53,7 @@ pub struct RabbitOptions {
     pub prefetch: u16,
     /// Published messages that wait for their confirmation.
     pub window: usize,
-    /// Deliveries after which a message that was never acknowledged is parked: workers seem to die of it.
+    /// Deliveries after which a message that was never acknowledged is set aside: workers seem to die of it.
     pub deliveries_max: u32,
     /// How long the broker may take for anything.
     pub timeout: Duration,
@@ -110,7 +110,12 @@ impl RabbitQueue {
 
     /// Takes up to `limit` of the messages that were set aside in hand.
     pub async fn set_aside(&self, limit: u32) -> Result<SetAside> {
-        SetAside::take(self.publisher.options(), limit).await
+        SetAside::take(self.publisher.options(), limit, false).await
+    }
+
+    /// Takes up to `limit` of those in hand that hold a task, wherever they stand among the others.
+    pub async fn tasks_set_aside(&self, limit: u32) -> Result<SetAside> {
+        SetAside::take(self.publisher.options(), limit, true).await
     }
 
     /// Waits until the broker has been told what is finished; for a moment at most.

@@ -21,6 +21,8 @@ pub struct SetAsideMessage {
     pub reason: String,
     /// Workers took it again and again and never finished it. Otherwise one could not read it, which another may.
     pub unsurvived: bool,
+    /// It came to this after its last chance.
+    last_chance: bool,
     /// The queue of ours that it was set aside from; `None` if the broker does not tell.
     origin: Option<ShortString>,
     bytes: Vec<u8>,
@@ -33,6 +35,8 @@ pub struct SetAsideMessage {
 pub struct SetAside {
     /// The oldest first.
     pub messages: Vec<SetAsideMessage>,
+    /// How many were met that this release cannot read, and passed over.
+    pub passed_over: u64,
     /// How long the broker may take for anything.
     timeout: Duration,
     channel: Channel,
@@ -41,19 +45,27 @@ pub struct SetAside {
 }
 
 impl SetAside {
-    /// Takes up to `limit` messages in hand.
-    pub(super) async fn take(options: &RabbitOptions, limit: u32) -> Result<Self> {
+    /// Takes up to `limit` messages in hand: any, or only those that this release can read.
+    pub(super) async fn take(options: &RabbitOptions, limit: u32, readable: bool) -> Result<Self> {
         let connection = topology::connect(options, "parked").await?;
         let channel = within(options.timeout, "open a channel", connection.create_channel()).await?;
         topology::declare(&channel, options).await?;
-        let mut messages = Vec::new();
+        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+        within(options.timeout, "confirm messages", confirms).await?;
+        let (mut messages, mut passed_over) = (Vec::new(), 0);
         while messages.len() < limit as usize {
             let queue = topology::parked_name(options);
             let got = channel.basic_get(queue, BasicGetOptions { no_ack: false });
             let Some(message) = within(options.timeout, "show what is set aside", got).await? else { break };
-            messages.push(read(message, &options.prefix));
+            let message = read(message, &options.prefix);
+            // It is not kept, but in hand until the connection is closed: so the next one is another.
+            if readable && message.task.is_none() {
+                passed_over += 1;
+            } else {
+                messages.push(message);
+            }
         }
-        Ok(Self { messages, timeout: options.timeout, channel, connection })
+        Ok(Self { messages, passed_over, timeout: options.timeout, channel, connection })
     }
 
     /// Removes those whose place in `remove` is true, and leaves the others.
@@ -73,12 +85,12 @@ impl SetAside {
     /// Puts those that this release cannot read back where they were set aside from, for a worker of the release that
     /// wrote them, and leaves the others. One is removed here when the broker has confirmed it there. Tells how many.
     pub async fn put_back(self) -> Result<usize> {
-        let confirms = self.channel.confirm_select(ConfirmSelectOptions::default());
-        within(self.timeout, "confirm messages", confirms).await?;
         let mut back = Vec::with_capacity(self.messages.len());
         for message in &self.messages {
             back.push(match &message.origin {
-                Some(origin) if message.task.is_none() => self.publish(origin, message).await?,
+                Some(origin) if message.task.is_none() => {
+                    self.publish(origin, message, message.headers.clone()).await?
+                }
                 _ => false,
             });
         }
@@ -87,9 +99,20 @@ impl SetAside {
         Ok(count)
     }
 
-    /// Publishes a message as it came; whether the broker has taken it.
-    async fn publish(&self, queue: &ShortString, message: &SetAsideMessage) -> Result<bool> {
-        let persistent = BasicProperties::default().with_delivery_mode(2).with_headers(message.headers.clone());
+    /// Gives a task that no worker survived its last chance: back where it was set aside from, its deliveries counted
+    /// afresh. `false` if it has had that chance, or nobody knows where it came from.
+    ///
+    /// A task that merely was at hand is given back, and each time counts as a delivery, whenever its worker stops, is
+    /// paused or dies of a neighbour: it may well be fine. A lane that is full does not take it; then the relay drives it.
+    pub async fn try_again(&self, message: &SetAsideMessage) -> Result<bool> {
+        let Some(origin) = message.origin.as_ref().filter(|_| !message.last_chance) else { return Ok(false) };
+        self.publish(origin, message, codec::with_last_chance(message.headers.clone())).await?;
+        Ok(true)
+    }
+
+    /// Publishes a message with these headers; whether the broker has taken it.
+    async fn publish(&self, queue: &ShortString, message: &SetAsideMessage, headers: FieldTable) -> Result<bool> {
+        let persistent = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
         let sending = self.channel.basic_publish("".into(), queue.clone(), mandatory, &message.bytes, persistent);
         let confirm = within(self.timeout, "take a message", sending).await?;
@@ -109,11 +132,13 @@ fn read(message: BasicGetMessage, prefix: &str) -> SetAsideMessage {
     let unsurvived = died == "delivery_limit";
     let ours = |queue: &String| queue.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
     let origin = header(headers, "x-first-death-queue").filter(ours).map(Into::into);
+    let last_chance = codec::is_last_chance(headers);
     let headers = codec::own_headers(headers);
     SetAsideMessage {
         task,
         reason,
         unsurvived,
+        last_chance,
         origin,
         headers,
         tag: message.delivery_tag,

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 
 /// Seconds without a sign of life after which a connection counts as broken, unless the URL sets it.
 const HEARTBEAT_S: u16 = 10;
-/// Messages the parked queue keeps; beyond it the oldest go. The relay still knows of every one.
+/// Messages the parked queue keeps; beyond it the oldest go. The relay still knows of every one. A queue that refused
+/// instead would leave what it refuses in the lanes, until they were full of it.
 const PARKED_MAX: i64 = 10_000;
 /// The broker's number for a wrong password, and for what a user may not do.
 const ACCESS_REFUSED: u16 = 403;
