@@ -132,8 +132,14 @@ impl Console {
         let mut oldest = None;
         for shard in 0..self.store.shards() {
             for entry in self.store.pending(shard, None, LAG_PAGE).await?.entries {
-                // What was never committed waits for nobody.
-                if self.store.post(entry.post_id).await?.is_some_and(|post| post.version >= entry.version) {
+                let waits = match self.store.post(entry.post_id).await {
+                    // What was never committed waits for nobody.
+                    Ok(post) => post.is_some_and(|post| post.version >= entry.version),
+                    // What cannot be read does: that is when somebody asks how the fan-out is going.
+                    Err(error) if error.kind() == Kind::Corrupt => true,
+                    Err(error) => return Err(error),
+                };
+                if waits {
                     oldest = oldest.into_iter().chain([entry.since]).min();
                     break;
                 }
