@@ -259,10 +259,9 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::internal(format!("the fan-out panicked: {text}"))
 }
 
-/// What log lines of a task carry; as a child of the request that published it, where the task brought its trace.
+/// What log lines of a task carry.
 fn span(task: &Task) -> Span {
-    let trace_id = task.trace.map(tracing::field::display);
-    info_span!("fanout", post = %task.post_id, chunk = task.chunk.no, attempt = task.attempt, trace_id)
+    info_span!("fanout", post = %task.post_id, chunk = task.chunk.no, attempt = task.attempt, trace_id = %task.trace())
 }
 
 #[cfg(test)]

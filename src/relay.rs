@@ -471,7 +471,7 @@ mod tests {
     fn what_has_waited_long_is_driven_where_the_lane_is_nearly_empty() {
         let now = Instant::now();
         let (hour, before) = (Duration::from_secs(3600), |pause| now.checked_sub(pause));
-        let drive = |due, driven| Drive { attempts: 9, due, driven, met: now };
+        let drive = |due, driven| Drive { attempts: 9, due, driven, met: now, round: 0 };
         assert_eq!(drive(now, None).turn(now), Turn::Due);
         assert_eq!(drive(now + hour, None).turn(now), Turn::NotDue, "it waits for its first turn");
         assert_eq!(drive(now + hour, Some(now)).turn(now), Turn::NotDue);

@@ -191,6 +191,21 @@ impl Service {
         }
     }
 
+    /// Waits until no task is queued.
+    pub async fn until_drained(&mut self) -> Result<()> {
+        let deadline = Instant::now() + CATCH_UP;
+        loop {
+            let waiting = self.counters().await?.waiting;
+            if waiting == 0 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{waiting} tasks still wait after {CATCH_UP:?}").into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// The connection for questions; a new one if the service has closed it for being idle.
     async fn side(&mut self) -> Result<&mut Connection> {
         if self.side.send(&get("/livez")).await.is_err() {

@@ -100,6 +100,14 @@ pub struct Task {
     pub lane: Lane,
     /// How often the relay has driven it before; 0 on the first publish.
     pub attempt: u32,
-    /// The request that caused it, for the log.
+    /// The trace that the request which caused it has brought, if any.
     pub trace: Option<TraceId>,
+}
+
+impl Task {
+    /// What ties its log lines together. What was not brought by a request is the post's own: whoever drives the task
+    /// again, now or after a restart, comes to the same.
+    pub fn trace(&self) -> TraceId {
+        self.trace.unwrap_or_else(|| TraceId::of_post(self.post_id))
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::PostId;
+
 /// A trace's id; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId(u128);
@@ -15,6 +17,11 @@ impl TraceId {
             |text: &str, len: usize| text.len() == len && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
         u128::from_str_radix(trace, 16).ok().filter(|id| valid && *id != 0).map(Self)
+    }
+
+    /// The post's own: of what is done for it without a request that brought one.
+    pub fn of_post(post: PostId) -> Self {
+        Self(u128::from_be_bytes(*post.as_bytes()).max(1))
     }
 
     /// A `traceparent` that makes `parent` the cause of what carries it.
@@ -32,6 +39,14 @@ impl fmt::Display for TraceId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_post_has_a_trace_of_its_own() {
+        let post = PostId::parse("019ab0c4-6f80-7a3c-8f5e-0c1d2e3f4a5b").expect("valid");
+        let own = TraceId::of_post(post);
+        assert_eq!(own.to_string(), "019ab0c46f807a3c8f5e0c1d2e3f4a5b");
+        assert_eq!(TraceId::of_parent(&own.to_parent(0)), Some(own));
+    }
 
     #[test]
     fn only_valid_parents_have_a_trace() {

@@ -168,18 +168,35 @@ impl Console {
         let (mut from, mut looked) = (None, 0);
         while looked < LAG_MAX {
             let page = self.store.pending(shard, from, LAG_PAGE).await?;
-            let ids: Vec<PostId> = page.entries.iter().map(|entry| entry.post_id).collect();
-            let posts = self.store.posts(&ids).await?;
-            let waits =
-                |entry: &Pending, post: &Option<Post>| post.as_ref().is_some_and(|post| post.version >= entry.version);
-            let first = page.entries.iter().zip(&posts).find(|(entry, post)| waits(entry, post));
-            if let Some((entry, _)) = first {
+            if let Some(entry) = self.first_waiting(&page.entries).await? {
                 return Ok(Some(entry.since));
             }
             looked += page.entries.len();
             from = page.next;
             if from.is_none() {
                 break;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn first_waiting<'a>(&self, entries: &'a [Pending]) -> Result<Option<&'a Pending>> {
+        let waits =
+            |entry: &Pending, post: &Option<Post>| post.as_ref().is_some_and(|post| post.version >= entry.version);
+        let ids: Vec<PostId> = entries.iter().map(|entry| entry.post_id).collect();
+        match self.store.posts(&ids).await {
+            Ok(posts) => {
+                return Ok(entries.iter().zip(&posts).find(|(entry, post)| waits(entry, post)).map(|(e, _)| e));
+            }
+            Err(error) if error.kind() != Kind::Corrupt => return Err(error),
+            // One that cannot be read spoils the answer for all, and that is when somebody asks how the fan-out is going.
+            Err(_) => {}
+        }
+        for entry in entries {
+            match self.store.post(entry.post_id).await {
+                Ok(post) if !waits(entry, &post) => {}
+                Err(error) if error.kind() != Kind::Corrupt => return Err(error),
+                Ok(_) | Err(_) => return Ok(Some(entry)),
             }
         }
         Ok(None)

@@ -7,6 +7,7 @@ use fanfold::domain::Scope;
 use fanfold::ports::{Keys as _, Path};
 use serde_json::{Value, json};
 
+use crate::nodes::{Answer, Nodes};
 use crate::support::Reply;
 use crate::wait::{eventually, eventually_some};
 use crate::{Guarded, bearer};
@@ -145,6 +146,33 @@ async fn a_revoked_key_is_refused_by_other_processes_within_seconds() {
     assert_eq!(there.verify(&key).await.expect_err("in time").code(), "key_revoked");
     let default = crate::defaults().access.key_age_ms_max;
     assert!(default < 5_000, "what is promised: five seconds");
+}
+
+#[tokio::test]
+async fn a_key_revoked_at_one_node_is_refused_by_another_within_five_seconds() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let admin = bearer(&nodes.key_with("ops", &[Scope::Admin]).await);
+    let key = nodes.key_with("shop", &[Scope::Publish]).await;
+    let (id, key) = (key.id, bearer(&key));
+    for node in [0, 1] {
+        assert_eq!(nodes.publish(node, &key).await.status, 202, "each node has read the key just now");
+    }
+    let revoked = nodes.ask(0, "DELETE", &format!("/v1/keys/{id}"), &admin, None).await;
+    assert_eq!((revoked.status, &revoked.body["state"]), (200, &json!("revoked")), "{revoked:?}");
+    let since = Instant::now();
+    let code = |answer: &Answer| answer.body["code"].as_str().map(str::to_owned);
+    assert_eq!(code(&nodes.publish(0, &key).await).as_deref(), Some("key_revoked"), "at once, where it was revoked");
+    eventually("the other node refuses the key", async || {
+        let asked = since.elapsed();
+        let answer = nodes.publish(1, &key).await;
+        if answer.status == 401 {
+            return code(&answer).as_deref() == Some("key_revoked");
+        }
+        // By when it was asked: how long the answer takes on a busy machine is another matter.
+        assert!(asked < Duration::from_secs(5), "asked after {asked:.1?}, it was {answer:?}");
+        false
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod https;
 mod init;
 mod keys;
 mod matrix;
+mod nodes;
 mod quotas;
 mod redis_gone;
 mod ring;

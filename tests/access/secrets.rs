@@ -11,6 +11,7 @@ use fanfold::service::Backends;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use crate::ring::Ring;
+use crate::support::Service;
 use crate::{Guarded, defaults, guard};
 
 /// The binary as somebody types it.
@@ -194,13 +195,15 @@ async fn the_first_key_is_made_while_the_service_is_stopped_and_not_while_it_run
     let output = create(dir.path());
     let key = String::from_utf8(output.stdout).expect("UTF-8");
     let key = KeyText::parse(key.trim()).expect("a key, and nothing else, on standard output");
-    let service = Guarded::start().await;
-    assert!(service.book().list().await.expect("listed").is_empty(), "another service");
-    let busy = create(service.service.data.path());
-    assert_eq!(busy.status.code(), Some(69), "{busy:?}");
     let ring = Ring::new();
-    let service = crate::support::Service::start_on(dir, Clock::system(), |config| guard(config, &ring)).await;
-    let reply = service.ask("GET", "/v1/keys").header("authorization", &crate::bearer(&key)).send().await;
+    let start = |data| Service::embedded(data, |config| guard(config, &ring));
+    let ask = |service: &Service| service.ask("GET", "/v1/keys").header("authorization", &crate::bearer(&key)).send();
+    let other = start(tempfile::tempdir().expect("a folder")).await;
+    let reply = ask(&other).await;
+    assert_eq!(reply.status, 401, "another service: {reply:?}");
+    let busy = create(other.data.path());
+    assert_eq!(busy.status.code(), Some(69), "{busy:?}");
+    let reply = ask(&start(dir).await).await;
     assert_eq!(reply.status, 200, "{reply:?}");
 }
 

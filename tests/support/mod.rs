@@ -60,6 +60,22 @@ pub fn join_cluster(config: &mut Config, folder: &std::path::Path) -> Ground {
     Ground { name }
 }
 
+/// What a process has to know, in its environment, to join the cluster of `config`.
+pub fn settings(config: &Config) -> Vec<(&'static str, String)> {
+    let own = |text: &str| text.to_owned();
+    vec![
+        ("FANFOLD_SERVICE__MODE", own("cluster")),
+        ("FANFOLD_SERVICE__WAIT_FOR_S", own("30")),
+        ("FANFOLD_SCYLLA__CONTACT_POINTS", config.scylla.contact_points.join(",")),
+        ("FANFOLD_SCYLLA__KEYSPACE", config.scylla.keyspace.clone()),
+        ("FANFOLD_SCYLLA__REPLICATION_FACTOR", own("1")),
+        ("FANFOLD_RABBITMQ__URL", own(config.rabbitmq.url.expose())),
+        ("FANFOLD_RABBITMQ__PREFIX", config.rabbitmq.prefix.clone()),
+        ("FANFOLD_REDIS__URLS", own(config.redis.urls[0].expose())),
+        ("FANFOLD_REDIS__KEY_PREFIX", config.redis.key_prefix.clone()),
+    ]
+}
+
 /// An answer, read to its end.
 #[derive(Debug)]
 pub struct Reply {
@@ -83,6 +99,11 @@ impl Service {
     /// On data that may be there already.
     pub async fn start_on(data: TempDir, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         Self::start_as(is_cluster(), data, clock, change).await
+    }
+
+    /// The embedded service, whatever mode the tests run in: for what concerns its data folder.
+    pub async fn embedded(data: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_as(false, data, Clock::system(), change).await
     }
 
     /// On a cluster of its own, whatever mode the tests run in; `None`, said on standard error, where there are no servers.
