@@ -22,3 +22,5 @@ mod stage;
 mod store;
 mod tls;
 mod withdrawn;
+#[cfg(feature = "faults")]
+mod workers;
