@@ -43,7 +43,8 @@ impl ScyllaStore {
     pub(super) async fn write_intent(&self, marking: &Marking<'_>) -> Result<u64> {
         for _ in 0..ATTEMPTS {
             let (begun, began_at) = (Instant::now(), self.now());
-            let minute = u64::try_from(minute_of(began_at)).unwrap_or(0);
+            // The store's minute: relays look by its clock, whatever ours says.
+            let minute = u64::try_from(minute_of(self.store_time().await?)).unwrap_or(0);
             let intent = minute << 32 | u64::from(rand::random::<u32>());
             let (shard, minute, mark_id) = bucket(intent)?;
             let ttl = ttl_until(began_at.after(self.shared.options.inbox_ttl), began_at).unwrap_or(1);
