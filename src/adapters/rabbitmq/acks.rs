@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 pub struct Acks {
     in_hand: BTreeSet<u64>,
     finished: BTreeSet<u64>,
+    /// What was taken to be acknowledged is on its way to the broker.
+    telling: bool,
     /// The lowest tag that has not been met. What several queues deliver is met out of turn: with a later one finished,
     /// this one may still be on its way to us.
     unmet: u64,
@@ -16,7 +18,7 @@ pub struct Acks {
 
 impl Default for Acks {
     fn default() -> Self {
-        Self { in_hand: BTreeSet::new(), finished: BTreeSet::new(), unmet: 1, met: BTreeSet::new() }
+        Self { in_hand: BTreeSet::new(), finished: BTreeSet::new(), telling: false, unmet: 1, met: BTreeSet::new() }
     }
 }
 
@@ -43,13 +45,19 @@ impl Acks {
 
     /// Whether the broker knows of everything that is finished.
     pub fn all_told(&self) -> bool {
-        self.finished.is_empty()
+        self.finished.is_empty() && !self.telling
     }
 
-    /// What to acknowledge now: everything up to a tag at once, and singly what has overtaken a slower one.
+    /// What was taken last has been acknowledged.
+    pub fn told(&mut self) {
+        self.telling = false;
+    }
+
+    /// What to acknowledge now, until [`Acks::told`]: everything up to a tag at once, and singly what has overtaken a slower one.
     pub fn take(&mut self) -> (Option<u64>, BTreeSet<u64>) {
         let slowest = self.in_hand.first().map_or(self.unmet, |slowest| self.unmet.min(*slowest));
         let overtaken = self.finished.split_off(&slowest);
+        self.telling = true;
         (std::mem::take(&mut self.finished).last().copied(), overtaken)
     }
 }
@@ -73,6 +81,8 @@ mod tests {
         assert_eq!(acks.take(), (Some(6), [8].into()));
         finish(&mut acks, [7]);
         assert_eq!(acks.take(), (Some(7), [].into()));
+        assert!(!acks.all_told(), "on its way");
+        acks.told();
         assert!(acks.all_told());
     }
 

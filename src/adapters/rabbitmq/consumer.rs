@@ -337,6 +337,7 @@ impl Session {
                 let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple }).await;
                 acked.map_err(|error| cannot("a task could not be acknowledged").with_source(error))?;
             }
+            self.acks().told();
             self.told.send_modify(|times| *times += 1);
         }
     }
