@@ -74,7 +74,7 @@ impl Withdrawals {
         self.0.set.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The set as it is now, everywhere, less what was withdrawn elsewhere in the last [`AGE_MAX`]. Take it *before* reading
+    /// The set as it is now, everywhere, less what was withdrawn elsewhere in the last 700 ms. Take it *before* reading
     /// rows: what is settled later then stays hidden, and what was settled before has its rows written.
     pub async fn current(&self) -> Result<Withdrawn> {
         if let Some(others) = self.0.others.as_ref().filter(|others| others.seen().elapsed() > AGE_MAX) {
