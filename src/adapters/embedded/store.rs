@@ -385,9 +385,7 @@ impl Store for EmbeddedStore {
                 }
                 marked.rows.push(row);
             }
-            for (key, value) in writes {
-                group.put(&tables.inbox, key, value);
-            }
+            writes.into_iter().for_each(|(key, value)| group.put(&tables.inbox, key, value));
             Ok(marked)
         })
         .await
