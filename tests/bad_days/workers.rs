@@ -49,7 +49,7 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand() {
 #[tokio::test]
 async fn what_is_not_finished_in_time_comes_again_elsewhere() {
     let Some((mut stage, post, said, done)) = stopped_in_the_middle("0").await else { return };
-    assert!(said.contains("fan-out tasks were still in hand when the time was up"), "{said}");
+    assert!(said.contains("fan-out tasks were still in hand when the time to stop was up"), "{said}");
     eventually("the rest waits", async || stage.waiting("bulk").await >= CHUNKS - done).await;
     let _other = stage.worker(None);
     stage.served(&post, CHUNKS).await;

@@ -61,12 +61,9 @@ async fn a_parked_chunk_is_shown_and_taken_up_again_or_given_up() {
     assert!(table.contains(&format!("{post}/2  {REASON}")), "{table}");
 
     change(&cluster, &post, 0).await;
-    let fanout = api.fanout(&post).await;
-    assert_eq!(
-        (&fanout["status"], &fanout["failed"], reached(&api).await),
-        (&json!("running"), &json!(5), 0),
-        "{fanout}"
-    );
+    // Set aside is as far as it goes by itself.
+    let fanout = json!({"status": "done", "total": 5, "written": 0, "skipped": 0, "failed": 5});
+    assert_eq!((api.fanout(&post).await, reached(&api).await), (fanout, 0));
     assert_eq!(cluster.say(&format!("parked redrive {post}/0")).await.trim(), "1 chunk taken up again");
     eventually("its viewers have the post", async || reached(&api).await == 2).await;
     assert_eq!(cluster.say(&format!("parked discard {post}/1")).await.trim(), format!("{post}/1 is given up"));
