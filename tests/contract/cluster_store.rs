@@ -364,38 +364,3 @@ async fn only_relays_say_where_the_next_scan_begins_and_none_that_it_begins_beyo
     let third = on(START).await.for_path(Path::Relay);
     assert_eq!(pending_of(&third, second).await.len(), 1, "and it was put right");
 }
-
-#[tokio::test]
-async fn a_migration_that_has_lost_its_lease_changes_nothing_more() {
-    let Some(points) = server() else { return };
-    let name = fresh_keyspace();
-    let options = migration(cluster(points.clone(), &name));
-    let session = scylla::client::session_builder::SessionBuilder::new().known_nodes(&points).build().await;
-    let session = session.expect("connected");
-    let steal = async {
-        let text =
-            format!("UPDATE {name}.leases USING TTL 60 SET owner = uuid() WHERE name = 'migrate' IF owner != null");
-        loop {
-            let Ok(answer) = session.query_unpaged(text.as_str(), ()).await else {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                continue;
-            };
-            let rows = answer.into_rows_result().expect("rows");
-            let row = rows.first_row::<scylla::value::Row>().expect("a row");
-            if row.columns[0] == Some(scylla::value::CqlValue::Boolean(true)) {
-                return;
-            }
-        }
-    };
-    let (outcome, ()) = tokio::join!(migrate(&options), steal);
-    assert_eq!(outcome.expect_err("taken over").code(), "schema_locked");
-    let recorded = format!("SELECT number FROM {name}.schema_migrations WHERE scope = 'schema'");
-    let recorded = session.query_unpaged(recorded, ()).await.expect("read").into_rows_result().expect("rows");
-    assert_eq!(recorded.rows_num(), 0, "it stopped in the midst of the first file");
-    session
-        .query_unpaged(format!("DELETE FROM {name}.leases WHERE name = 'migrate' IF EXISTS"), ())
-        .await
-        .expect("gone");
-    let again = migrate(&options).await.expect("migrated");
-    assert_eq!(again.applied.len(), 3, "and begins with it again: {again:?}");
-}
