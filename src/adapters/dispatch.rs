@@ -91,6 +91,11 @@ impl Store {
 }
 
 impl Queue {
+    /// Whether to ask it is to ask a server.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Rabbit(_))
+    }
+
     /// Takes up to `limit` of the messages that the queue has set aside in hand. The embedded queue sets nothing aside.
     pub async fn set_aside(&self, limit: u32) -> Result<Option<SetAside>> {
         match self {

@@ -15,7 +15,6 @@ use super::json;
 use super::openapi::{QUERY, problems};
 use super::params;
 use super::problem::Answer;
-use crate::adapters::Queue;
 use crate::domain::Lane;
 use crate::error::Error;
 use crate::ports::{Path, Queue as _, Revisions as _};
@@ -93,7 +92,7 @@ pub(super) async fn refresh(backends: &Backends) {
     for (table, bytes) in backends.store.table_bytes() {
         gauge!("fanfold_store_table_bytes", "table" => table).set(bytes as f64);
     }
-    refresh_queue(&backends.queue).await;
+    refresh_queue(backends).await;
     gauge!("fanfold_store_up").set(f64::from(u8::from(backends.store.check().is_ok())));
     gauge!("fanfold_revisions_up").set(f64::from(u8::from(backends.revisions.fence().await.is_ok())));
     telemetry::refresh_process_metrics();
@@ -102,11 +101,11 @@ pub(super) async fn refresh(backends: &Backends) {
 /// How often a broker is asked for its depths, however often the metrics are: each lane is several questions to it.
 const ASK_BROKER_EVERY: Duration = Duration::from_secs(1);
 
-async fn refresh_queue(queue: &Queue) {
+async fn refresh_queue(Backends { queue, .. }: &Backends) {
     // Of the process, as the metrics are.
     static ASKED: Mutex<Option<Instant>> = Mutex::const_new(None);
     let mut asked = ASKED.lock().await;
-    if matches!(queue, Queue::Rabbit(_)) && asked.is_some_and(|asked| asked.elapsed() < ASK_BROKER_EVERY) {
+    if queue.is_remote() && asked.is_some_and(|asked| asked.elapsed() < ASK_BROKER_EVERY) {
         return;
     }
     for lane in Lane::ALL {
