@@ -364,3 +364,34 @@ async fn only_relays_say_where_the_next_scan_begins_and_none_that_it_begins_beyo
     let third = on(START).await.for_path(Path::Relay);
     assert_eq!(pending_of(&third, second).await.len(), 1, "and it was put right");
 }
+
+#[tokio::test]
+async fn a_migration_that_has_lost_its_lease_changes_nothing_more() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    let options = migration(cluster(points.clone(), &name));
+    let session = scylla::client::session_builder::SessionBuilder::new().known_nodes(&points).build().await;
+    let session = session.expect("connected");
+    let rows = async |text: String| session.query_unpaged(text, ()).await.ok()?.into_rows_result().ok();
+    let leases = format!("{name}.leases");
+
+    // The migration goes on only while it is polled: in slices shorter than one change of the schema, until the lease is
+    // there. It stands still while the lease is taken from it.
+    let mut migrating = std::pin::pin!(migrate(&options));
+    let held = format!("SELECT owner FROM {leases} WHERE name = 'migrate'");
+    while rows(held.clone()).await.is_none_or(|found| found.rows_num() == 0) {
+        let slice = tokio::time::timeout(Duration::from_millis(5), &mut migrating).await;
+        assert!(slice.is_err(), "it ended without a lease: {slice:?}");
+    }
+    let steal = format!("UPDATE {leases} USING TTL 600 SET owner = uuid() WHERE name = 'migrate' IF EXISTS");
+    session.query_unpaged(steal, ()).await.expect("taken over");
+
+    assert_eq!(migrating.await.expect_err("taken over").code(), "schema_locked");
+    let recorded = format!("SELECT number FROM {name}.schema_migrations WHERE scope = 'schema'");
+    let recorded = rows(recorded).await.expect("read");
+    assert_eq!(recorded.rows_num(), 0, "it stopped in the midst of the first file");
+    let free = format!("DELETE FROM {leases} WHERE name = 'migrate' IF EXISTS");
+    session.query_unpaged(free, ()).await.expect("gone");
+    let again = migrate(&options).await.expect("migrated");
+    assert_eq!(again.applied.len(), 4, "and begins with it again: {again:?}");
+}
