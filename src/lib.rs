@@ -30,6 +30,7 @@ pub mod service;
 pub mod telemetry;
 pub mod trace;
 pub mod tuning;
+pub mod turns;
 pub mod withdrawals;
 
 /// glibc's allocator gives every thread its own arena and keeps there what was free once: after a few compactions 80 of

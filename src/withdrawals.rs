@@ -12,14 +12,17 @@ use tracing::warn;
 
 use crate::adapters::Store;
 use crate::domain::{PostId, Withdrawal, Withdrawn};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ports::Store as _;
+use crate::turns::Turns;
 
 /// Between looks at what other nodes have withdrawn.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A set older than this is read again before anything is answered by it. What is left of the promised second is for the
 /// answer itself.
 const AGE_MAX: Duration = Duration::from_millis(700);
+/// What is said to those who waited while a look failed.
+const UNREADABLE: &str = "what other nodes have withdrawn cannot be read now";
 
 /// The set, shared by those who add (publishing), read (readers) and settle (the relay).
 #[derive(Clone, Debug)]
@@ -37,9 +40,8 @@ struct Others {
     store: Store,
     /// When the last look began that succeeded.
     seen: Mutex<Instant>,
-    /// When the last look failed, and why.
-    failed: Mutex<Option<(Instant, String)>>,
-    looking: tokio::sync::Mutex<()>,
+    /// One look for all who wait.
+    looks: Turns,
 }
 
 impl Withdrawals {
@@ -51,8 +53,7 @@ impl Withdrawals {
     /// The same where other nodes withdraw too: keep [`Withdrawals::follow`] running.
     pub async fn shared(store: &Store) -> Result<Self> {
         let (store, seen) = (store.clone(), Mutex::new(Instant::now()));
-        let (failed, looking) = (Mutex::default(), tokio::sync::Mutex::default());
-        let others = Others { store: store.clone(), seen, failed, looking };
+        let others = Others { store: store.clone(), seen, looks: Turns::new(1, UNREADABLE) };
         Self::read(&store, Some(others)).await
     }
 
@@ -77,14 +78,8 @@ impl Withdrawals {
     /// The set as it is now, everywhere, less what was withdrawn elsewhere in the last 700 ms. Take it *before* reading
     /// rows: what is settled later then stays hidden, and what was settled before has its rows written.
     pub async fn current(&self) -> Result<Withdrawn> {
-        if let Some(others) = self.0.others.as_ref().filter(|others| others.seen().elapsed() > AGE_MAX) {
-            let asked = Instant::now();
-            let _one_at_a_time = others.looking.lock().await;
-            // Who waited while another's look failed has its answer: one after the other would take ever longer.
-            others.failed_since(asked)?;
-            if others.seen().elapsed() > AGE_MAX {
-                self.look(others).await?;
-            }
+        if let Some(others) = self.0.others.as_ref().filter(|others| !others.is_fresh()) {
+            others.looks.take(|| others.is_fresh().then_some(()), || self.look(others)).await?;
         }
         Ok(self.snapshot())
     }
@@ -99,8 +94,8 @@ impl Withdrawals {
         let Some(others) = &self.0.others else { return };
         let mut told = false;
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-            let _one_at_a_time = others.looking.lock().await;
-            match self.look(others).await {
+            // However fresh the set is. If a request's look failed while this one waited, the next one is soon.
+            match others.looks.take(|| None, || self.look(others)).await {
                 Ok(()) => told = false,
                 Err(error) if !told => {
                     told = true;
@@ -115,13 +110,7 @@ impl Withdrawals {
     /// meanwhile stays.
     async fn look(&self, others: &Others) -> Result<()> {
         let (begun, before) = (Instant::now(), self.snapshot());
-        let there = match others.store.withdrawals().await {
-            Ok(there) => there,
-            Err(error) => {
-                *lock(&others.failed) = Some((Instant::now(), error.to_string()));
-                return Err(error);
-            }
-        };
+        let there = others.store.withdrawals().await?;
         let mut gone: Vec<Withdrawal> = before.iter().collect();
         gone.retain(|known| !there.iter().any(|w| (w.post_id, w.version) == (known.post_id, known.version)));
         for withdrawal in there {
@@ -136,22 +125,12 @@ impl Withdrawals {
 }
 
 impl Others {
+    /// Replaced as a whole: no panic leaves it half changed.
     fn seen(&self) -> MutexGuard<'_, Instant> {
-        lock(&self.seen)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed_since(&self, asked: Instant) -> Result<()> {
-        match &*lock(&self.failed) {
-            Some((at, reason)) if *at > asked => {
-                let detail = "what other nodes have withdrawn cannot be read now";
-                Err(Error::unavailable("store_unavailable", detail).with_source(reason.clone()))
-            }
-            _ => Ok(()),
-        }
+    fn is_fresh(&self) -> bool {
+        self.seen().elapsed() <= AGE_MAX
     }
-}
-
-/// Values that are replaced as a whole: no panic leaves one half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

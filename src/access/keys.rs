@@ -9,19 +9,21 @@ use subtle::ConstantTimeEq as _;
 use tracing::warn;
 
 use super::credential::{KeySecret, KeyText};
-use super::turns::Turns;
 use crate::adapters::Store;
 use crate::clock::Clock;
 use crate::config;
 use crate::domain::{KeyEnd, KeyId, ProducerId, ProducerKey, Scope, Scopes, SecretHash, Time};
 use crate::error::{Error, Kind, Result};
 use crate::ports::{Keys as _, Path};
+use crate::turns::Turns;
 
 /// Lookups of ids that have not been seen before, at the same time. Somebody who tries keys at random gets these and no
 /// more; keys that were seen are looked up past them.
 const LOOKUPS_MAX: usize = 16;
 /// How long an id that has no key is remembered. Ids are random: none gets a key later.
 const UNKNOWN_FOR: Duration = Duration::from_secs(600);
+/// What is said to those who waited while a lookup failed.
+const UNREADABLE: &str = "keys cannot be looked up now";
 /// Bytes of a key's name.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -91,7 +93,7 @@ impl KeyBook {
                 .max_capacity(config.unknown_keys_cached_max)
                 .time_to_live(UNKNOWN_FOR)
                 .build(),
-            lookups: Turns::new(LOOKUPS_MAX),
+            lookups: Turns::new(LOOKUPS_MAX, UNREADABLE),
             limits: Limits {
                 age_max: Duration::from_millis(config.key_age_ms_max),
                 keys_max: u64::from(config.keys_max),
@@ -177,7 +179,7 @@ impl KeyBook {
         let make = || {
             Arc::new(Known {
                 state: RwLock::new((key.clone(), asked)),
-                reading: Turns::new(1),
+                reading: Turns::new(1, UNREADABLE),
                 noted: AtomicI64::new(used),
             })
         };

@@ -8,7 +8,6 @@ pub mod permit;
 pub mod quota;
 mod share;
 pub mod tokens;
-mod turns;
 
 pub use credential::{Credential, KeyText, looks_secret};
 pub use keys::{IssuedKey, KeyBook, NewKey, parse_scopes};
