@@ -5,6 +5,7 @@
 
 pub mod codes;
 
+mod accept;
 mod access;
 mod batch;
 mod changes;

@@ -1,23 +1,22 @@
-//! The accept loop: bounded connections, timeouts, and an end in order.
+//! The API's connections: each with its timeouts, and an end in order.
 
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::App;
+use super::accept::accept_all;
 use super::cors::Cors;
 use super::crowd::{Crowd, Place};
 use super::front::{self, Front};
@@ -25,9 +24,6 @@ use super::head_timer::{HeadTimer, Patience};
 use super::tls::Tls;
 use crate::config::Http;
 use crate::error::Result;
-
-/// How long to leave the listener alone after it failed: running out of descriptors passes, but not at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is cancelled: then no connection is accepted any more, waiting requests are answered at once,
 /// running ones finish. What is still open when this future is dropped is cut.
@@ -55,8 +51,15 @@ pub async fn serve(
             None => std::future::pending().await,
         }
     };
+    let admit = |permit, stream, peer: SocketAddr| match server.crowd.enter(peer.ip()) {
+        Some(place) => Some(converse(Arc::clone(&server), stream, peer, (permit, place))),
+        None => {
+            debug!(%peer, "a connection is closed: its address has as many as it may");
+            None
+        }
+    };
     tokio::select! {
-        () = accept_all(&listener, &server, &mut connections.0, http.connections_max, &shutdown) => {}
+        () = accept_all(&listener, &mut connections.0, http.connections_max, &shutdown, admit) => {}
         () = reload => {}
     }
     drop(listener);
@@ -93,45 +96,6 @@ pub(super) fn builder(http: &Http, patience: Patience) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(patience.head).max_buf_size(http.headers_bytes_max as usize).keep_alive(true);
     builder
-}
-
-async fn accept_all(
-    listener: &TcpListener,
-    server: &Arc<Server>,
-    connections: &mut JoinSet<()>,
-    connections_max: u32,
-    shutdown: &CancellationToken,
-) {
-    let places = Arc::new(Semaphore::new(connections_max as usize));
-    loop {
-        // A place first, then a connection: who finds no place waits in the kernel, not in here.
-        let accepted = async {
-            let permit = Arc::clone(&places).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        match shutdown.run_until_cancelled(accepted).await {
-            None => return,
-            Some((Ok(permit), Ok((stream, peer)))) => match server.crowd.enter(peer.ip()) {
-                Some(place) => drop(connections.spawn(converse(Arc::clone(server), stream, peer, (permit, place)))),
-                None => debug!(%peer, "a connection is closed: its address has as many as it may"),
-            },
-            Some((_, Err(error))) => refused(&error).await,
-            // The semaphore is never closed.
-            Some((Err(_), _)) => return,
-        }
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-/// No connection could be accepted: waits if that was for want of something.
-pub(super) async fn refused(error: &io::Error) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-        debug!(%error, "a connection was gone before it was accepted");
-        return;
-    }
-    warn!(%error, "connections cannot be accepted; trying again shortly");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _places: (OwnedSemaphorePermit, Place)) {

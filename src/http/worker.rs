@@ -17,12 +17,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 use tracing::{debug, info, warn};
 
+use super::accept::accept_all;
 use super::front::{NO_STORE, NOSNIFF, RequestId};
 use super::head_timer::{HeadTimer, Patience};
 use super::problem::ProblemBody;
@@ -75,28 +76,11 @@ pub async fn serve(listener: TcpListener, probe: Probe, config: Config, stop: Ca
         .with_state(page);
     let patience = Patience::of(&config.http);
     let builder = server::builder(&config.http, patience);
-    let places = Arc::new(Semaphore::new(config.worker.connections_max as usize));
     // Those that are open when it ends are cut: nothing here is worth waiting for.
     let mut connections = JoinSet::new();
-    loop {
-        let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        match stop.run_until_cancelled(accepted).await {
-            None => return Ok(()),
-            Some((Ok(place), Ok((stream, peer)))) => {
-                let conversation = converse(builder.clone(), patience, router.clone(), stream, peer);
-                connections.spawn(async move {
-                    conversation.await;
-                    drop(place);
-                });
-            }
-            Some((_, Err(error))) => server::refused(&error).await,
-            Some((Err(error), _)) => return Err(Error::internal("the page has no places").with_source(error)),
-        }
-        while connections.try_join_next().is_some() {}
-    }
+    let admit = |permit, stream, peer| Some(converse(builder.clone(), patience, router.clone(), stream, peer, permit));
+    accept_all(&listener, &mut connections, config.worker.connections_max, &stop, admit).await;
+    Ok(())
 }
 
 async fn converse(
@@ -105,6 +89,7 @@ async fn converse(
     router: Router,
     stream: TcpStream,
     peer: SocketAddr,
+    _place: OwnedSemaphorePermit,
 ) {
     let (timer, stream) = HeadTimer::watch(stream, patience);
     builder.timer(timer);
