@@ -1,5 +1,6 @@
 //! Errors are values: a kind to decide by, a stable code to look up, and a sentence to read.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
@@ -103,6 +104,13 @@ impl Error {
     /// A bug or a broken machine: the detail goes to the log, never to the client.
     pub fn internal(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Internal, "internal", detail)
+    }
+
+    /// A panic that was caught: what panicked, and what the panic says.
+    pub fn panicked(what: &str, panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Self::internal(format!("{what} panicked: {}", text.unwrap_or("it does not say why")))
     }
 
     /// Adds the name of the field at fault.

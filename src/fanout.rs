@@ -1,7 +1,6 @@
 //! Fan-out: take a task, write the rows of its chunk, bump the revisions, record it as done, acknowledge. In this order:
 //! killed anywhere, the task comes again and does no harm.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -250,13 +249,8 @@ impl Fanout {
 /// What `work` comes to. A panic is one more failure: the task is released, or parked when it has failed too often. What it
 /// shares with others is in the store, on servers, or behind locks that a panic does not spoil.
 async fn survived<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it does not say why");
-    Error::internal(format!("the fan-out panicked: {text}"))
+    let caught = AssertUnwindSafe(work).catch_unwind().await;
+    caught.unwrap_or_else(|panic| Err(Error::panicked("the fan-out", &*panic)))
 }
 
 /// What log lines of a task carry.

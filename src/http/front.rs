@@ -1,7 +1,6 @@
 //! The one layer around every handler: request ids, panics, problems, headers, metrics. One, because each layer costs
 //! every poll.
 
-use std::any::Any;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -223,12 +222,7 @@ fn inbox_path(path: &str) -> Option<HeaderValue> {
 /// Runs a handler; a panic in it is this request's own trouble and nobody else's.
 fn guarded(work: impl Future<Output = Response<Body>>) -> impl Future<Output = Response<Body>> {
     let caught = AssertUnwindSafe(work).catch_unwind();
-    caught.map(|result| result.unwrap_or_else(|panic| panicked(&*panic).into_response()))
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Problem {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Problem(Error::internal(format!("a handler panicked: {}", text.unwrap_or("no message"))))
+    caught.map(|result| result.unwrap_or_else(|panic| Problem(Error::panicked("a handler", &*panic)).into_response()))
 }
 
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
