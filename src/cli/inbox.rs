@@ -8,10 +8,8 @@ use time::macros::format_description;
 use super::client::{Client, Connect, viewer_path};
 use super::fault::{Fault, Result};
 use super::out;
+use super::pages::Pages;
 use super::wire::{Item, Page};
-
-/// What a page is asked for at first; a service that gives less at once says so.
-const PAGE_ITEMS: u32 = 100;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,23 +54,14 @@ pub async fn run(args: Args) -> Result<()> {
 
 /// Walks the pages until there are `limit` items; the first page's token stands for all of them.
 async fn read(client: &Client, viewer: &str, limit: u32, archived: bool) -> Result<Page> {
-    let mut all: Option<Page> = None;
-    let mut page_max = PAGE_ITEMS;
+    let path = viewer_path(viewer, "inbox")?;
+    let (pages, mut all) = (Pages::default(), None::<Page>);
     loop {
         let have = all.as_ref().map_or(0, |page| page.items.len());
         let left = limit.saturating_sub(u32::try_from(have).unwrap_or(u32::MAX));
         let cursor = all.as_ref().and_then(|page| page.next_cursor.as_deref());
-        let asked = left.min(page_max);
-        let call = client.get(&viewer_path(viewer, "inbox")?).query("limit", asked);
-        let call = call.maybe("archived", archived.then_some(true)).maybe("cursor", cursor);
-        let page: Page = match client.send(call).await {
-            Ok(answer) => answer.json()?,
-            Err(fault) => {
-                let Some(limit) = fault.limit("limit", asked) else { return Err(fault) };
-                page_max = limit;
-                continue;
-            }
-        };
+        let call = client.get(&path).maybe("archived", archived.then_some(true)).maybe("cursor", cursor);
+        let page: Page = pages.read(&call, left, |call| client.send(call)).await?;
         let all = match &mut all {
             None => all.insert(page),
             Some(all) => {

@@ -14,6 +14,7 @@ mod keys;
 mod mark;
 mod ops;
 mod out;
+mod pages;
 mod post;
 mod replay;
 mod serve;

@@ -15,7 +15,7 @@ mod visible;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Answer, Call, Client, Connect, viewer_path};
 use super::fault::{EXIT_TRY_AGAIN, Fault, Result};
 use super::out::{self, Progress};
+use super::pages::Pages;
 use super::{duration, wire};
 use graph::Graph;
 use plan::{AUDIENCE_MAX, Plan};
@@ -32,8 +33,6 @@ use report::Report;
 
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// What a page is asked for at first; a service that gives less at once says so.
-const PAGE_ITEMS: u32 = 100;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,8 +83,8 @@ struct Replay {
     width: usize,
     sample: usize,
     patience: Duration,
-    /// Items to ask for on a page: as many as the service gives at once, as far as it has said.
-    page_max: AtomicU32,
+    /// Shared, so that one refusal tells all of them how much a page may hold.
+    pages: Pages,
     retries: AtomicU64,
     /// Ends whatever still looks out for posts to become visible.
     end_of_sampling: CancellationToken,
@@ -111,7 +110,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         width: usize::from(args.concurrency),
         sample: args.sample as usize,
         patience: args.timeout,
-        page_max: AtomicU32::new(PAGE_ITEMS),
+        pages: Pages::default(),
         retries: AtomicU64::new(0),
         end_of_sampling: CancellationToken::new(),
     };
@@ -181,18 +180,8 @@ impl Replay {
 
     /// A page of an inbox, as long as the service gives them.
     async fn page(&self, viewer: &str, cursor: Option<&str>) -> Result<wire::IdPage> {
-        let path = viewer_path(viewer, "inbox")?;
-        loop {
-            let asked = self.page_max.load(Ordering::Relaxed);
-            let call = self.client.get(&path).query("limit", asked).maybe("cursor", cursor);
-            let fault = match self.ask(call).await {
-                Ok(answer) => return answer.json(),
-                Err(fault) => fault,
-            };
-            let Some(limit) = fault.limit("limit", asked) else { return Err(fault) };
-            // From now on nobody in this run asks for more.
-            self.page_max.fetch_min(limit, Ordering::Relaxed);
-        }
+        let call = self.client.get(&viewer_path(viewer, "inbox")?).maybe("cursor", cursor);
+        self.pages.read(&call, u32::MAX, |call| self.ask(call)).await
     }
 
     /// Runs `job` for every index below `total`, `width` at a time, with progress; the results are in order. The first
