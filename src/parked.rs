@@ -52,14 +52,13 @@ impl ParkedTasks {
     /// may have stood beside another that they died of; the second time its chunk is parked. What merely could not be read
     /// by a worker of an older release goes, for the relay drives it; what this release cannot read stays for one that can.
     pub async fn look(&mut self) -> Result<usize> {
-        let Queue::Rabbit(queue) = &self.queue else { return Ok(0) };
+        let Some(waiting) = self.queue.parked().await? else { return Ok(0) };
         // Each look counts as a delivery: what was left is not taken in hand again and again.
-        let waiting = queue.parked().await?;
         self.left = self.left.min(waiting);
         if waiting == self.left {
             return Ok(0);
         }
-        let set_aside = queue.tasks_set_aside(LOOK_MAX).await?;
+        let Some(set_aside) = self.queue.tasks_set_aside(LOOK_MAX).await? else { return Ok(0) };
         for message in &set_aside.messages {
             if let Some(task) = &message.task
                 && message.unsurvived

@@ -104,6 +104,14 @@ impl Queue {
         }
     }
 
+    /// The same of those that hold a task, wherever they stand among the others.
+    pub async fn tasks_set_aside(&self, limit: u32) -> Result<Option<SetAside>> {
+        match self {
+            Self::Embedded(_) => Ok(None),
+            Self::Rabbit(inner) => inner.tasks_set_aside(limit).await.map(Some),
+        }
+    }
+
     /// How many messages the queue has set aside; `None` where it sets nothing aside.
     pub async fn parked(&self) -> Result<Option<u64>> {
         match self {
