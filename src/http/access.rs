@@ -13,7 +13,7 @@ use super::problem::{Failure, Problem};
 use super::routes::Route;
 use crate::access::audit::Place;
 use crate::access::{Allowance, Caller, Need, decide};
-use crate::domain::{PostId, Rate};
+use crate::domain::{PostId, Rate, ViewerId};
 use crate::error::{Error, Kind, Result};
 
 /// Lets a request in, or answers it. `None` where nobody was asked who they are.
@@ -60,13 +60,28 @@ async fn enter<B>(
 ) -> Result<Caller> {
     let caller = app.access.identify(authorization(request.headers())?).await?;
     *known = Some(caller.clone());
-    let viewer = if need == Need::Inbox { Some(params::viewer_of(request.uri().path())?) } else { None };
-    decide(&caller, need, viewer.as_ref())?;
+    let viewer = permit(&caller, need, request.uri().path())?;
     // A poll is the viewer's whoever asks; what else a backend reads and marks for its viewers is its own affair.
     if let Some(viewer) = viewer.filter(|_| route == Route::Poll || matches!(caller, Caller::Viewer(_))) {
         app.access.count_poll(&viewer).await?;
     }
     Ok(caller)
+}
+
+/// That `caller` may have what is under `path`; the viewer whose it is, if it is a viewer's.
+fn permit(caller: &Caller, need: Need, path: &str) -> Result<Option<ViewerId>> {
+    let viewer = if need == Need::Inbox { Some(params::viewer_of(path)?) } else { None };
+    decide(caller, need, viewer.as_ref())?;
+    Ok(viewer)
+}
+
+/// Whether who has waited for an answer may still have it: the key may have been revoked meanwhile, the token have expired.
+/// It is the same poll, and counts once.
+pub(super) async fn still_admits(app: &App, route: Route, head: &Parts) -> Result<()> {
+    let need = route.need(&head.method).filter(|need| app.access.is_on() && *need != Need::Open);
+    let Some(need) = need else { return Ok(()) };
+    let caller = app.access.identify(authorization(&head.headers)?).await?;
+    permit(&caller, need, head.uri.path()).map(drop)
 }
 
 /// The post that a path names, for [`tell_unknown`].

@@ -11,11 +11,12 @@ use metrics::{Counter, counter};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::App;
 use super::json::{self, Input, Json};
 use super::openapi::{BODY, QUERY, problems};
 use super::params::{self, Held, Wait};
 use super::problem::Answer;
+use super::routes::Route;
+use super::{App, access};
 use crate::domain::{Token, ViewerId};
 use crate::error::{Error, Result};
 use crate::reader::Poll;
@@ -83,7 +84,7 @@ pub(super) async fn answer(app: &App, head: &Parts) -> Answer {
 
 async fn look(app: &App, head: &Parts) -> Result<(Asked, Poll)> {
     let asked = Asked::parse(app, head)?;
-    let poll = asked.look(app).await?;
+    let poll = asked.look(app, head).await?;
     Ok((asked, poll))
 }
 
@@ -102,24 +103,26 @@ impl Asked {
         Ok(Self { viewer, held, wait })
     }
 
-    async fn look(&self, app: &App) -> Result<Poll> {
+    async fn look(&self, app: &App, head: &Parts) -> Result<Poll> {
         let token = self.held.as_ref().map(|held| held.token);
         if self.wait.time.is_zero() || token.is_none() {
             return app.reader.poll(&self.viewer, token).await;
         }
         // Boxed, so that the polls that do not wait are not as large as those that do: each is moved about several times.
-        Box::pin(self.wait(app, token)).await
+        Box::pin(self.wait(app, token, head)).await
     }
 
-    async fn wait(&self, app: &App, token: Option<Token>) -> Result<Poll> {
+    async fn wait(&self, app: &App, token: Option<Token>, head: &Parts) -> Result<Poll> {
         let _waiting = app.pacer().wait();
         let changed = app.reader.poll_until(&self.viewer, token, Instant::now() + self.wait.time);
-        match app.stopping().run_until_cancelled(changed).await {
-            Some(Err(error)) if error.code() != "too_many_waiters" => Err(error),
-            Some(Ok(poll)) => Ok(poll),
+        let poll = match app.stopping().run_until_cancelled(changed).await {
+            Some(Err(error)) if error.code() != "too_many_waiters" => return Err(error),
+            Some(Ok(poll)) => poll,
             // At shutdown, and when too many wait already, it is as if the time was up.
-            Some(Err(_)) | None => app.reader.poll(&self.viewer, token).await,
-        }
+            Some(Err(_)) | None => app.reader.poll(&self.viewer, token).await?,
+        };
+        access::still_admits(app, Route::Poll, head).await?;
+        Ok(poll)
     }
 
     fn respond(self, poll: Poll) -> Answer {

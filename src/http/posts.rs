@@ -16,6 +16,7 @@ use super::json::{self, Input, Json};
 use super::openapi::{BODY, QUERY, READ, WRITE, problems};
 use super::params::{self, Wait};
 use super::problem::Answer;
+use super::routes::Route;
 use crate::access::audit::{self, PostEvent};
 use crate::access::{Caller, Cost};
 use crate::domain::{Audience, Post, PostState, ProducerId, Time};
@@ -306,6 +307,7 @@ pub(super) async fn get(State(app): State<App>, request: Request) -> Answer {
         if let Some(result) = app.stopping().run_until_cancelled(done).await {
             found = result?;
         }
+        access::still_admits(&app, Route::Post, &head).await?;
     }
     let (post, progress) = found;
     let body = PostBody {

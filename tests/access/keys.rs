@@ -70,6 +70,25 @@ async fn a_key_is_made_used_listed_and_revoked() {
 }
 
 #[tokio::test]
+async fn who_waits_with_a_key_that_is_revoked_meanwhile_is_told_nothing() {
+    let guarded = Guarded::start().await;
+    let (admin, shop) = (admin(&guarded).await, bearer(&guarded.key("shop", &[Scope::Publish]).await));
+    let (id, backend) = make(&guarded, &admin, json!({"name": "backend", "scopes": ["viewers"]})).await;
+    let page = ask(&guarded, &backend, "GET", "/v1/viewers/ben/inbox", None).await.json();
+    let path = format!("/v1/viewers/ben/revision?since={}&wait=60", page["token"].as_str().expect("a token"));
+    let waiters = guarded.service.running.backends.revisions.clone();
+    let waiting = ask(&guarded, &backend, "GET", &path, None);
+    let revoking = async {
+        eventually("a poll waits", async || waiters.waiters() > 0).await;
+        assert_eq!(ask(&guarded, &admin, "DELETE", &format!("/v1/keys/{id}"), None).await.status, 200);
+        let post = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+        assert_eq!(ask(&guarded, &shop, "POST", "/v1/posts", Some(post)).await.status, 202);
+    };
+    let (told, ()) = tokio::join!(waiting, revoking);
+    assert_eq!(code(&told), (401, "key_revoked".into()));
+}
+
+#[tokio::test]
 async fn bad_orders_are_told_with_their_field() {
     let guarded = Guarded::start_with(|config| config.access.keys_max = 3).await;
     let admin = admin(&guarded).await;
