@@ -1,18 +1,28 @@
-//! Edges that random histories seldom reach: a clock that jumps, an inbox that is too long, items that come back.
+//! Edges that random histories seldom reach: a clock that jumps, an inbox that is too long, items that come back, a worker
+//! that panics.
 
 #[path = "support/in_process.rs"]
 mod in_process;
+#[path = "support/wait.rs"]
+mod wait;
 
 use std::time::Duration;
 
 use fanfold::adapters::Revisions;
 use fanfold::clock::Clock;
-use fanfold::domain::{Mark, PostId, ProducerId, Time};
+use fanfold::domain::{Lane, Mark, PostId, ProducerId, Task, Time};
 use fanfold::marks::Target;
-use fanfold::ports::{Path, Store as _};
+use fanfold::ports::{Path, Queue as _, Store as _};
 use fanfold::reader::Poll;
 use fanfold::relay::{Relay, RelayLimits, RelayParts};
+use fanfold::tuning::LaneLimits;
+use futures::future::join;
 use in_process::{ITEMS_MAX, RELAY_LIMITS, Stage};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use wait::{PATIENCE, eventually};
 
 const NOW: Time = Time::from_millis(1_767_225_600_000);
 const SIXTY_DAYS: Duration = Duration::from_secs(60 * 24 * 3600);
@@ -168,4 +178,62 @@ async fn a_full_line_of_one_producer_keeps_no_other_from_being_driven() {
     let pass = stage.service.relay.pass().await.expect("passed");
     assert!(pass.driven == 1 && pass.lane_full, "{pass:?}");
     assert_eq!(stage.service.drain().await[1].post_id, small);
+}
+
+/// Panics when a worker of this thread counts the rows it has written: in the middle of its task.
+struct Panicking;
+
+impl Recorder for Panicking {
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        assert!(key.name() != "fanfold_fanout_rows_total", "as planted");
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+}
+
+/// Has a worker, on this thread, take the one task that waits and finish with it.
+async fn work(stage: &Stage) {
+    let (fanout, queue, stop) = (&stage.service.fanout, &stage.service.queue, CancellationToken::new());
+    let (_tuner, limits) = watch::channel(LaneLimits { tasks: 1 });
+    let taken = async {
+        eventually("the task is taken", async || queue.depth(Lane::Small).await.expect("asked") == 0).await;
+        // What it has in hand then, it finishes.
+        stop.cancel();
+    };
+    let ended = timeout(PATIENCE, join(fanout.work(Lane::Small, limits, stop.clone()), taken)).await;
+    ended.expect("it comes to an end");
+}
+
+#[tokio::test]
+async fn a_task_that_panics_fails_and_is_parked_in_the_end() {
+    let stage = Stage::new(Clock::manual(NOW)).await;
+    let (store, queue, fanout) = (&stage.service.store, &stage.service.queue, &stage.service.fanout);
+    let id = stage.publish().await;
+    let task = stage.service.drain().await.remove(0);
+    let planted = metrics::set_default_local_recorder(&Panicking);
+    for attempt in 0..fanout.attempts_max {
+        assert!(store.parked(id).await.expect("read").is_empty(), "before attempt {attempt}");
+        // As the relay drives it again.
+        let again = Task { attempt, ..task.clone() };
+        assert_eq!(queue.publish(&ProducerId::local(), vec![again]).await.expect("asked"), 1);
+        work(&stage).await;
+        assert_eq!(fanout.board.in_hand(), 0, "after attempt {attempt}");
+    }
+    drop(planted);
+    let parked = store.parked(id).await.expect("read");
+    assert_eq!(parked.iter().map(|chunk| chunk.no).collect::<Vec<_>>(), [task.chunk.no]);
+    let next = stage.publish().await;
+    work(&stage).await;
+    assert!(inbox(&stage).await.contains(&next), "the next one is served");
 }

@@ -2,22 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, ChildStderr};
 use tokio::sync::watch;
 
+use crate::command::{RELAY, Told, command, run};
 use crate::support::servers::{Ground, server};
+use crate::wait::PATIENCE;
 
-/// How long anything may take here.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use crate::command::{CLI, FANOUT};
 
-pub const CLI: &str = env!("CARGO_BIN_EXE_fanfold");
-pub const FANOUT: &str = env!("CARGO_BIN_EXE_fanfold-fanout");
-pub const RELAY: &str = env!("CARGO_BIN_EXE_fanfold-relay");
 /// The processes of a cluster, with the arguments of an ordinary start.
 pub const PROCESSES: [(&str, &[&str]); 3] = [
     (CLI, &["serve", "--mode", "cluster", "--listen", "127.0.0.1:0"]),
@@ -37,14 +34,6 @@ pub struct Cluster {
     pub name: String,
     settings: BTreeMap<String, String>,
     _ground: Ground,
-}
-
-/// What a command has said, and how it ended.
-#[derive(Debug)]
-pub struct Told {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
 }
 
 impl Cluster {
@@ -85,21 +74,9 @@ impl Cluster {
         self.settings.remove(name);
     }
 
-    fn command(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        for name in ["FANFOLD_CONFIG", "FANFOLD_MODE", "FANFOLD_LOG", "FANFOLD_KEY_FILE"] {
-            command.env_remove(name);
-        }
-        command.args(args).envs(&self.settings).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
-        command
-    }
-
     /// Runs a command to its end.
     pub async fn run(&self, program: &str, args: &[&str]) -> Told {
-        let ended = tokio::time::timeout(PATIENCE, self.command(program, args).output());
-        let output = ended.await.unwrap_or_else(|_| panic!("{args:?} does not end")).expect("the binary runs");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Told { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+        run(program, args, &self.settings).await
     }
 
     /// `fanfold doctor`, as people see it.
@@ -126,20 +103,10 @@ impl Cluster {
 
     /// Starts a process that goes on running.
     pub fn start(&self, (program, args): (&str, &[&str])) -> Running {
-        let mut child =
-            self.command(program, args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut command = command(program, args, &self.settings);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         Running { child, lines, said: String::new() }
-    }
-}
-
-impl Told {
-    /// It ended with `code`, and said each of `words`.
-    pub fn check(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        for word in words {
-            assert!(self.out.contains(word) || self.err.contains(word), "{word:?} is missing in {self:?}");
-        }
     }
 }
 

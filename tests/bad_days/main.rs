@@ -3,8 +3,12 @@
 //!
 //! Not here: a wrong password of the store, for the Cassandra of dev/stack asks nobody who they are and takes any.
 
+#[path = "../support/command.rs"]
+mod command;
 #[path = "../support/redis_server.rs"]
 mod redis_server;
+#[path = "../support/samples.rs"]
+mod samples;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/wait.rs"]

@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use fanfold::clock::Clock;
-use fanfold::domain::{Chunk, Post, PostId, PostState, ProducerId, ViewerId};
+use fanfold::domain::{Chunk, Post, ViewerId};
 use fanfold::ports::Store as _;
 use fanfold::service::console;
 use fanfold::service::worker::Role;
 use serde_json::json;
 
+use crate::samples::post_at;
 use crate::support::{Reply, Service};
 use crate::wait::eventually;
 
@@ -82,21 +83,7 @@ async fn the_last_of_two_edits_wins_whatever_the_clocks_say() {
 
 /// A post that was accepted, and whose task was lost: only a relay brings it to its viewer.
 pub async fn without_its_task(service: &Service, clock: &Clock) -> Post {
-    let now = clock.now();
-    let post = Post {
-        id: PostId::new(now, rand::random()),
-        producer: ProducerId::local(),
-        kind: "t".into(),
-        actor: None,
-        data: "{}".into(),
-        thread_key: None,
-        version: 1,
-        state: PostState::Live,
-        ts: now.micros(),
-        expires_at: None,
-        audience_size: 1,
-        chunk_size: 10,
-    };
+    let post = post_at(clock.now(), 1);
     let viewers = [ViewerId::parse("viewer", "ben").expect("valid")].into();
     service.running.backends.store.create_post(&post, &[Chunk { no: 0, viewers }]).await.expect("created");
     post

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use fanfold::adapters::embedded::{
-    EmbeddedQueue, EmbeddedQuotas, EmbeddedRevisions, EmbeddedStore, Folder, QuotaLimits, RevisionLimits, StoreOptions,
+    EmbeddedQueue, EmbeddedQuotas, EmbeddedRevisions, EmbeddedStore, QuotaLimits, RevisionLimits,
 };
 use fanfold::clock::Clock;
 use fanfold::domain::{Fence, Time};
 use tempfile::TempDir;
 
 use crate::START;
+use crate::samples::open_store;
 
 /// A store in a folder of its own, with the clock it goes by.
 pub struct OpenStore {
@@ -55,19 +56,7 @@ impl OpenStore {
 }
 
 fn open(dir: &TempDir, clock: &Clock) -> EmbeddedStore {
-    let options = StoreOptions {
-        cache_bytes: 1 << 20,
-        memtable_bytes: 1 << 20,
-        journal_bytes_max: 64 << 20,
-        commit_jobs_max: 64,
-        commit_bytes_max: 1 << 20,
-        commit_bulk_bytes_max: 64 << 10,
-        free_bytes_min: 0,
-        inbox_ttl: Duration::from_secs(30 * 24 * 3600),
-        idempotency_ttl: Duration::from_secs(24 * 3600),
-        clock: clock.clone(),
-    };
-    EmbeddedStore::open(Folder::open(dir.path()).expect("the folder is free"), options).expect("the store opens")
+    open_store(dir.path(), clock, Duration::from_secs(30 * 24 * 3600))
 }
 
 pub async fn queue(tasks_max: usize) -> Option<((), EmbeddedQueue)> {

@@ -14,6 +14,8 @@ mod quotas;
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod revisions;
+#[path = "../support/samples.rs"]
+mod samples;
 #[path = "../support/servers.rs"]
 mod servers;
 mod space;
@@ -23,8 +25,9 @@ mod wait;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fanfold::domain::{Post, PostId, PostState, ProducerId, Time, ViewerId};
+use fanfold::domain::{Post, Time, ViewerId};
 
+use samples::post_at;
 use servers::server;
 
 /// An instant all tests start at: 2026-01-01T00:00:00Z.
@@ -35,24 +38,6 @@ pub fn viewer(name: &str) -> ViewerId {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     ViewerId::parse("viewer", &format!("{name}-{}-{n}", rand::random::<u64>())).expect("a valid viewer id")
-}
-
-/// A fresh post for `audience_size` viewers, published `at`.
-pub fn post_at(at: Time, audience_size: u32) -> Post {
-    Post {
-        id: PostId::new(at, rand::random()),
-        producer: ProducerId::local(),
-        kind: "story.posted".into(),
-        actor: Some("ana".into()),
-        data: r#"{"title":"Dawn"}"#.into(),
-        thread_key: Some("s1".into()),
-        version: 1,
-        state: PostState::Live,
-        ts: at.micros(),
-        expires_at: None,
-        audience_size,
-        chunk_size: 2,
-    }
 }
 
 /// The next version of a post.

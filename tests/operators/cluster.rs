@@ -9,17 +9,17 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
+use crate::command::{self, CLI, Told};
 use crate::support::servers::{Ground, server};
 use crate::support::{join_cluster, settings};
 use crate::wait::eventually;
 
-const CLI: &str = env!("CARGO_BIN_EXE_fanfold");
 /// The processes, with their arguments.
 pub const API: (&str, &[&str]) = (CLI, &["serve", "--listen", "127.0.0.1:0"]);
-pub const FANOUT: (&str, &[&str]) = (env!("CARGO_BIN_EXE_fanfold-fanout"), &["--listen", "127.0.0.1:0"]);
-pub const RELAY: (&str, &[&str]) = (env!("CARGO_BIN_EXE_fanfold-relay"), &["--listen", "127.0.0.1:0"]);
+pub const FANOUT: (&str, &[&str]) = (command::FANOUT, &["--listen", "127.0.0.1:0"]);
+pub const RELAY: (&str, &[&str]) = (command::RELAY, &["--listen", "127.0.0.1:0"]);
 /// Who operates it.
 pub const OPERATOR: &str = "olga";
 
@@ -34,14 +34,6 @@ pub struct Cluster {
     _ground: Ground,
 }
 
-/// What a command has said, and how it ended.
-#[derive(Debug)]
-pub struct Told {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
-}
-
 impl Cluster {
     /// With the schema in place; `None`, said on standard error, where there are no servers.
     pub async fn new() -> Option<Self> {
@@ -52,9 +44,13 @@ impl Cluster {
         let mut config = config::load(&Overrides::default(), []).expect("the defaults");
         let ground = join_cluster(&mut config, folder.path());
         console::migrate(&config).await.expect("migrated");
-        let log = [("FANFOLD_LOG__FORMAT", "json"), ("FANFOLD_LOG__FILTER", "info,fanfold=debug,lapin=off")];
+        let own = [
+            ("FANFOLD_LOG__FORMAT", "json"),
+            ("FANFOLD_LOG__FILTER", "info,fanfold=debug,lapin=off"),
+            ("USER", OPERATOR),
+        ];
         let mut settings = settings(&config);
-        settings.extend(log.map(|(name, value)| (name, value.to_owned())));
+        settings.extend(own.map(|(name, value)| (name, value.to_owned())));
         let client = Client::builder().no_proxy().build().expect("a client");
         Some(Self { settings, keyspace: config.scylla.keyspace, folder, client, _ground: ground })
     }
@@ -64,19 +60,13 @@ impl Cluster {
         self.settings.push((name, value.to_owned()));
     }
 
-    fn command(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FANFOLD_")) {
-            command.env_remove(name);
-        }
-        command.args(args).envs(self.settings.iter().map(|(name, value)| (name, value)));
-        command.env("USER", OPERATOR).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
-        command
+    fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().map(|(name, value)| (*name, value.as_str()))
     }
 
     /// Starts a process, and waits until it is ready.
     pub async fn start(&self, (program, args): (&str, &[&str])) -> Process {
-        let mut command = self.command(program, args);
+        let mut command = command::command(program, args, self.settings());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
@@ -105,9 +95,7 @@ impl Cluster {
     /// Runs `fanfold` with the words of `line`.
     pub async fn run(&self, line: &str) -> Told {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let output = self.command(CLI, &words).output().await.expect("the binary runs");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Told { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+        command::run(CLI, &words, self.settings()).await
     }
 
     /// The same, with an end in order; what it says.

@@ -2,6 +2,8 @@
 //! servers, an API node and two fan-out workers, and a relay where it is part of the story. Left out unless FANFOLD_TEST_CQL,
 //! _AMQP and _REDIS name servers.
 
+#[path = "../support/command.rs"]
+mod command;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/wait.rs"]

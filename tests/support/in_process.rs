@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+#[path = "samples.rs"]
+mod samples;
+
 use std::time::Duration;
 
 use fanfold::adapters::embedded::*;
@@ -16,6 +19,7 @@ use fanfold::reader::{ReadLimits, Reader};
 use fanfold::relay::{Relay, RelayLimits, RelayParts};
 use fanfold::tuning::{Board, FANOUT};
 use fanfold::withdrawals::Withdrawals;
+use samples::open_store;
 
 /// How long rows live here.
 pub const INBOX_TTL: Duration = Duration::from_secs(1_000);
@@ -47,20 +51,7 @@ pub struct Service {
 
 impl Service {
     pub async fn start(dir: &std::path::Path, clock: &Clock) -> Self {
-        let options = StoreOptions {
-            cache_bytes: 1 << 20,
-            memtable_bytes: 1 << 20,
-            journal_bytes_max: 64 << 20,
-            commit_jobs_max: 64,
-            commit_bytes_max: 1 << 20,
-            commit_bulk_bytes_max: 64 << 10,
-            free_bytes_min: 0,
-            inbox_ttl: INBOX_TTL,
-            idempotency_ttl: Duration::from_secs(86_400),
-            clock: clock.clone(),
-        };
-        let folder = Folder::open(dir).expect("the folder is free");
-        let store = Store::Embedded(EmbeddedStore::open(folder, options).expect("the store opens"));
+        let store = Store::Embedded(open_store(dir, clock, INBOX_TTL));
         let fence = store.register_fence(rand::random(), "test").await.expect("registered");
         let records = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 1_000, waiters_max: 10 });
         let revisions = Revisions::Embedded(records.clone());

@@ -97,6 +97,10 @@ impl Service {
 /// `program`, which is or ends as the binary, with what it needs to serve on a free port. It dies with the test.
 fn serve(program: &str, first: &[&str], data: &Path, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program);
+    // Whoever runs the tests may have a service of their own.
+    for name in ["FANFOLD_CONFIG", "FANFOLD_MODE"] {
+        command.env_remove(name);
+    }
     // Settings may ask for another log than this.
     command.env("FANFOLD_LOG", "warn").envs(settings.iter().copied());
     command.args(first).args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
