@@ -12,7 +12,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::queue::AT_HAND;
+use crate::queue::{AT_HAND, FLOOD};
 use crate::wait::{eventually, until};
 use crate::{START, post_at, viewer};
 
@@ -42,10 +42,11 @@ pub async fn start(options: &RabbitOptions) -> RabbitQueue {
     queue
 }
 
-/// Eight queues a lane, of which a producer has two.
+/// Eight queues a lane, of which a producer has two, and a third one for as long as it posts little.
 async fn open(places: usize) -> Option<(Left, RabbitQueue)> {
     let url = crate::server("FANFOLD_TEST_AMQP")?;
-    let options = RabbitOptions { fair_queues: 8, tasks_max: places * 4, ..options(&url) };
+    let queues = if places < FLOOD { 3 } else { 2 };
+    let options = RabbitOptions { fair_queues: 8, tasks_max: places / queues * 8, ..options(&url) };
     let left = Left(options.clone());
     Some((left, start(&options).await))
 }
@@ -350,6 +351,47 @@ async fn a_queue_that_is_deleted_under_its_consumer_is_consumed_again() {
     eventually("all four are taken", async || queue.publish(&local(), four()).await.is_ok_and(|taken| taken == 4))
         .await;
     take_four().await;
+}
+
+/// The worst of days: workers have at hand all they may of seven floods' queues when somebody comes with a single task, to a
+/// process that has seen nothing of the floods.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_posts_little_passes_floods_that_fill_all_queues_but_the_quiet_one() {
+    const QUEUES: usize = 8;
+    const ONE: u32 = 1_000;
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let options = RabbitOptions { tasks_max: 4_000, fair_queues: QUEUES, ..options(&url) };
+    let _left = Left(options.clone());
+    let queue = start(&options).await;
+    // As many as it takes for their pairs to be all of the seven; a hundred tasks at once are not little.
+    for flood in 0..20 {
+        let producer = ProducerId::parse("producer", &format!("flood-{flood}")).expect("valid");
+        let tasks = (0..100).map(task).collect();
+        assert_eq!(queue.publish(&producer, tasks).await.expect("published"), 100);
+    }
+    messages(2_000, async || queue.depth(Lane::Small).await.expect("asked")).await;
+    let (_connection, channel) = channel(&url).await;
+    let names = queue_names(&options.prefix, QUEUES);
+    let mut depths = Vec::new();
+    for name in &names[..QUEUES] {
+        let passive = QueueDeclareOptions::durable().passive();
+        let asked = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await;
+        depths.push(asked.expect("it exists").message_count());
+    }
+    assert!(depths[0] == 0 && depths[1..].iter().all(|depth| *depth > 100), "{depths:?}");
+
+    let mut in_hand = vec![queue.next(Lane::Small).await.expect("asked").expect("open")];
+    // Half the prefetch of each queue, less the one in hand.
+    let at_hand = (QUEUES - 1) * AT_HAND / 2 - 1;
+    messages(at_hand as u64, async || queue.at_hand(Lane::Small) as u64).await;
+    let other = start(&options).await;
+    assert_eq!(other.publish(&local(), vec![task(ONE)]).await.expect("published"), 1);
+    messages(at_hand as u64 + 1, async || queue.at_hand(Lane::Small) as u64).await;
+    for _ in 0..QUEUES {
+        in_hand.push(queue.next(Lane::Small).await.expect("asked").expect("open"));
+    }
+    let passed = in_hand[1..].iter().any(|delivery| delivery.task.chunk.no == ONE);
+    assert!(passed, "one task of each other queue at most comes before it");
 }
 
 #[tokio::test]

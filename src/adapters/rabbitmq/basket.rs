@@ -1,4 +1,5 @@
-//! What a lane of this process has at hand and nobody has in hand yet: a line for each of the lane's queues.
+//! What a lane of this process has at hand and nobody has in hand yet: a line for each of the lane's queues. The first of
+//! one of `n` lines is handed out after at most `n - 1` others, however many are at hand in those.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -62,6 +63,11 @@ impl Basket {
     /// The next one, if there is one now.
     pub fn try_next(&self) -> Option<Delivery> {
         self.lines().pop()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lines().lines.iter().map(VecDeque::len).sum()
     }
 
     /// Forgets all.

@@ -78,6 +78,11 @@ impl Consumer {
         }
     }
 
+    /// How many tasks are at hand that nobody has in hand yet.
+    pub fn at_hand(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The next task; `None` once closed. The first call makes this process a consumer.
     pub async fn next(self: &Arc<Self>, stop: &CancellationToken) -> Option<Delivery> {
         if !self.started.swap(true, Ordering::AcqRel) {
@@ -205,7 +210,8 @@ impl Consumer {
         Err(cannot("the connection is broken"))
     }
 
-    /// Has tasks of every queue delivered. A producer has two queues, so each has half of what is to be at hand of one.
+    /// Has tasks of every queue delivered. A producer has two of its own, so each has half of what is to be at hand of one.
+    /// Each by itself: what is at hand of a flood keeps nothing of another queue from being at hand too, and in its turn.
     async fn subscribe(&self, session: &Session, at_hand: u16) -> Result<Subscriptions> {
         let (limit, queues) = (self.options.timeout, self.options.fair_queues);
         let qos = session.channel.basic_qos(at_hand_each(at_hand, queues), BasicQosOptions::default());

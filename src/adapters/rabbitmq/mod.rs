@@ -1,8 +1,9 @@
 //! The queue in RabbitMQ: some quorum queues for each lane, and one for what no worker could read or survive.
 //!
 //! A producer has two of a lane's queues, and the queues take turns (`fair.rs`): a flood delays those whose queues are the
-//! same two, and of the others only a few. A task that was taken gives way to none; a producer whose two queues are full
-//! is refused, and the others are not.
+//! same two, and of the others only a few. Who posts little has a third one, where no flood is: the first task there waits
+//! for one of each other queue at most. A task that was taken gives way to none; a producer whose queues are full is
+//! refused, and the others are not.
 //!
 //! Whatever the broker loses the relay publishes again, so nothing here waits for a broken broker: calls fail within
 //! their timeout, and connections come back by themselves with growing pauses.
@@ -49,7 +50,7 @@ pub struct RabbitOptions {
     pub tasks_max: usize,
     /// Queues of a lane, at least one. The same in all processes.
     pub fair_queues: usize,
-    /// Messages of one producer that a lane of this process has in hand or at hand.
+    /// Messages of one producer that a lane of this process has in hand or at hand, in the two queues that are its own.
     pub prefetch: u16,
     /// Published messages that wait for their confirmation.
     pub window: usize,
@@ -106,6 +107,11 @@ impl RabbitQueue {
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
         self.small.set_prefetch(prefetch);
         self.bulk.set_prefetch(prefetch);
+    }
+
+    /// How many tasks of a lane have been delivered to this process and wait here for a worker.
+    pub fn at_hand(&self, lane: Lane) -> usize {
+        self.consumer(lane).at_hand()
     }
 
     /// Takes up to `limit` of the messages that were set aside in hand.

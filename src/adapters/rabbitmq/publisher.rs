@@ -29,6 +29,8 @@ const CHECK_EVERY: Duration = Duration::from_millis(500);
 pub struct Publisher {
     options: Arc<RabbitOptions>,
     window: Arc<Semaphore>,
+    /// Outlives connections: who floods does so over the next one too.
+    offers: fair::Offers,
     current: watch::Sender<Current>,
 }
 
@@ -64,7 +66,8 @@ enum Fate {
 impl Publisher {
     pub fn new(options: Arc<RabbitOptions>) -> Self {
         let current = watch::Sender::new(Current(Err("the broker was not reached yet".into())));
-        Self { window: Arc::new(Semaphore::new(options.window)), options, current }
+        let window = Arc::new(Semaphore::new(options.window));
+        Self { options, window, offers: fair::Offers::default(), current }
     }
 
     /// How the broker is reached.
@@ -112,8 +115,14 @@ impl Publisher {
         let session = self.session()?;
         let mut places = [Vec::new().into_iter(), Vec::new().into_iter()];
         for lane in Lane::ALL {
-            let wanted = tasks.iter().filter(|task| task.lane == lane).count();
-            let reserved = session.run(session.reserve(&self.options, lane, producer, wanted)).await?;
+            let offered: Vec<&Task> = tasks.iter().filter(|task| task.lane == lane).collect();
+            if offered.is_empty() {
+                continue;
+            }
+            let rows = fair::weight(offered.iter().map(|task| task.chunk.viewers.len()));
+            let little = self.offers.count(lane, producer, rows, Instant::now());
+            let queues = fair::queues(producer, self.options.fair_queues, little);
+            let reserved = session.run(session.reserve(&self.options, lane, &queues, offered.len())).await?;
             places[lane as usize] = reserved.into_iter();
         }
         let queue = |task: &Task| Some(queue_name(&self.options, task.lane, places[task.lane as usize].next()?));
@@ -189,7 +198,8 @@ impl Publisher {
     /// How a producer's queues of a lane stand, as far as is known here.
     pub async fn room(&self, lane: Lane, producer: &ProducerId) -> Result<Room> {
         let session = self.session()?;
-        session.run(session.room(&self.options, lane, producer)).await
+        let little = self.offers.tasks_left(lane, producer, Instant::now());
+        session.run(session.room(&self.options, lane, producer, little)).await
     }
 
     /// Messages parked.
@@ -214,11 +224,6 @@ impl Fates {
     }
 }
 
-/// A producer's queues in each lane, and how many tasks each of them takes.
-fn standing(options: &RabbitOptions, producer: &ProducerId) -> ([usize; 2], u64) {
-    (fair::choices(producer, options.fair_queues), fair::share(options.tasks_max, options.fair_queues))
-}
-
 impl Session {
     async fn open(options: &RabbitOptions) -> Result<Self> {
         let connection = topology::connect(options, "publish").await?;
@@ -231,63 +236,67 @@ impl Session {
         Ok(Self { connection, publishing, asking, depths: [unknown(), unknown()], broken: CancellationToken::new() })
     }
 
-    /// Up to `wanted` places in a producer's queues of a lane. What the broker told lately is trusted, so that not every
-    /// publish asks. Others publish too, and do not hear of it at once: a queue may get more than its share, and the limit
-    /// that the broker knows refuses what is beyond the lane's.
+    /// Up to `wanted` places in some of a lane's queues. What the broker told lately is trusted, so that not every publish
+    /// asks. Others publish too, and do not hear of it at once: a queue may get more than its share, and the limit that the
+    /// broker knows refuses what is beyond the lane's.
     async fn reserve(
         &self,
         options: &RabbitOptions,
         lane: Lane,
-        producer: &ProducerId,
+        queues: &[usize],
         wanted: usize,
     ) -> Result<Vec<usize>> {
-        if wanted == 0 {
-            return Ok(Vec::new());
-        }
-        let (choices, share) = standing(options, producer);
-        // Both to be at least half full of what is wanted: neither is found short while the other would do.
-        let needed = if choices[0] == choices[1] { wanted } else { wanted.div_ceil(2) };
-        let mut known = self.look(options, lane, choices, share.saturating_sub(needed as u64)).await?;
-        let waiting = known.each_ref().map(|depth| depth.as_ref().map_or(0, |depth| depth.waiting));
-        let places = fair::deal(choices, waiting, share, wanted);
-        for (choice, depth) in choices.iter().zip(&mut known) {
-            if let Some(depth) = depth {
-                depth.waiting += places.iter().filter(|place| *place == choice).count() as u64;
-            }
+        let share = fair::share(options.tasks_max, options.fair_queues);
+        // Each to have room for its part of what is wanted: none is found short while the others would do.
+        let needed = wanted.div_ceil(queues.len().max(1)) as u64;
+        let mut known = self.look(options, lane, queues, share.saturating_sub(needed)).await?;
+        let mut waiting: Vec<(usize, u64)> = known.iter().map(|(queue, depth)| (*queue, depth.waiting)).collect();
+        let places = fair::deal(&mut waiting, share, wanted);
+        for ((_, depth), (_, waiting)) in known.iter_mut().zip(waiting) {
+            depth.waiting = waiting;
         }
         Ok(places)
     }
 
-    async fn room(&self, options: &RabbitOptions, lane: Lane, producer: &ProducerId) -> Result<Room> {
-        let (choices, share) = standing(options, producer);
-        let known = self.look(options, lane, choices, share.saturating_sub(1)).await?;
-        let waiting = || known.iter().flatten().map(|depth| depth.waiting);
-        Ok(Room { left: waiting().map(|waiting| share.saturating_sub(waiting)).sum(), waiting: waiting().sum() })
+    /// How a producer's queues of a lane stand; with the quiet one, while as many as `little` of its tasks would go there.
+    /// Both its own count as waiting all the same: another process may have put more there than this one knows of.
+    async fn room(&self, options: &RabbitOptions, lane: Lane, producer: &ProducerId, little: u64) -> Result<Room> {
+        let share = fair::share(options.tasks_max, options.fair_queues);
+        let queues = fair::queues(producer, options.fair_queues, little > 0);
+        let own = fair::choices(producer, options.fair_queues);
+        let known = self.look(options, lane, &queues, share.saturating_sub(1)).await?;
+        let left = known.iter().map(|(queue, depth)| {
+            let left = share.saturating_sub(depth.waiting);
+            if own.contains(queue) { left } else { left.min(little) }
+        });
+        Ok(Room { left: left.sum(), waiting: known.iter().map(|(_, depth)| depth.waiting).sum() })
     }
 
-    /// What is known of two of a lane's queues, brought up to date if it is old, or if more than `enough` wait there: it
-    /// may be fewer by now. The second is `None` if there is just one.
+    /// What is known of some of a lane's queues, brought up to date if it is old, or if more than `enough` wait there: it
+    /// may be fewer by now.
     async fn look(
         &self,
         options: &RabbitOptions,
         lane: Lane,
-        choices: [usize; 2],
+        queues: &[usize],
         enough: u64,
-    ) -> Result<[Option<MutexGuard<'_, Depth>>; 2]> {
+    ) -> Result<Vec<(usize, MutexGuard<'_, Depth>)>> {
         let depths = &self.depths[lane as usize];
-        let mut known = [None, None];
-        // In the same order everywhere, so that no two wait for each other.
-        let order = if choices[0] < choices[1] { [0, 1] } else { [1, 0] };
-        for at in order.into_iter().skip(usize::from(choices[0] == choices[1])) {
-            let mut depth = depths[choices[at]].lock().await;
+        // In the same order everywhere, so that no two wait for each other; the quiet one last, for many ask for that.
+        let mut order = queues.to_vec();
+        order.sort_unstable_by_key(|queue| (*queue == fair::QUIET, *queue));
+        let mut known = Vec::with_capacity(order.len());
+        for queue in order {
+            let mut depth = depths[queue].lock().await;
             let age_max = if depth.waiting > enough { DEPTH_AGE_FULL } else { DEPTH_AGE };
             if depth.asked.is_none_or(|asked| asked.elapsed() > age_max) {
                 depth.asked = Some(Instant::now());
-                let queue = queue_name(options, lane, choices[at]);
-                depth.waiting = topology::depth(&self.asking, options, queue).await?;
+                let name = queue_name(options, lane, queue);
+                depth.waiting = topology::depth(&self.asking, options, name).await?;
             }
-            known[at] = Some(depth);
+            known.push((queue, depth));
         }
+        known.sort_by_key(|(queue, _)| queues.iter().position(|asked| asked == queue));
         Ok(known)
     }
 

@@ -26,7 +26,7 @@ const PRECONDITION_FAILED: u16 = 406;
 /// For a virtual host that does not exist, or that is not for this user.
 const NOT_ALLOWED: u16 = 530;
 
-/// One of a lane's queues. The first has the name that the only one had before there were several.
+/// One of a lane's queues. The first, the quiet one, has the name that the only one had before there were several.
 pub fn queue_name(options: &RabbitOptions, lane: Lane, number: usize) -> ShortString {
     name(&options.prefix, lane, number).into()
 }
