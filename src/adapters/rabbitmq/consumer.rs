@@ -298,8 +298,8 @@ impl Subscriptions {
 
 /// How many tasks each of a lane's queues has at hand for two of them to have `at_hand`.
 fn at_hand_each(at_hand: u16, queues: usize) -> u16 {
-    // All of it by a single queue.
-    let half = if queues > 1 { at_hand.div_ceil(2) } else { at_hand };
+    // All of it by the only one that a producer has.
+    let half = if queues > 2 { at_hand.div_ceil(2) } else { at_hand };
     let bound = u16::try_from(AT_HAND_MAX / queues.max(1)).unwrap_or(u16::MAX);
     half.min(bound).max(1)
 }
@@ -356,7 +356,8 @@ mod tests {
     #[test]
     fn two_queues_together_have_at_hand_what_is_configured() {
         let each = |at_hand: u16, queues: usize| at_hand_each(at_hand, queues);
-        assert_eq!([each(32, 8), each(32, 1), each(33, 2), each(1, 8)], [16, 32, 17, 1]);
+        assert_eq!([each(32, 8), each(32, 2), each(33, 3), each(1, 8)], [16, 32, 17, 1]);
+        assert_eq!(each(32, 1), 32);
         assert_eq!([each(1_000, 8), each(1_000, 64)], [500, 62], "a lane has a bound of its own");
     }
 }

@@ -25,8 +25,8 @@ pub const QUIET: usize = 0;
 const LITTLE: Rate = Rate { per_s: 500, burst: 1_000 };
 /// A task counts as so many rows at least: queues take turns by the task, and a thousand of a row each are a long line.
 const TASK_ROWS_MIN: u64 = 20;
-/// Who offers more than it has left has nothing for so long. Else a flood that is offered at intervals, as the relay does
-/// with what found no room, would have what comes back meanwhile in the quiet queue each time.
+/// Who offers more than it has left owes it, so long a time's worth at most: out for as long as it goes on, and back soon
+/// after.
 const BUSY: Duration = Duration::from_secs(10);
 /// How many producers' rows are counted at the same time; who posts to both lanes is two. While there are more, the others
 /// have their own two queues and no third.
@@ -95,7 +95,7 @@ struct Known {
     swept: Option<Instant>,
 }
 
-/// The rows that a producer has left in a lane; fewer than none while it counts as busy.
+/// The rows that a producer has left in a lane; fewer than none while it owes some.
 #[derive(Clone, Copy, Debug)]
 struct Account {
     left: f64,
@@ -111,16 +111,9 @@ impl Offers {
         let key = (lane, producer.clone());
         let Some(left) = known.left(&key, now) else { return false };
         let rest = left - rows as f64;
-        let little = rest >= 0.0;
-        let left = if little { rest } else { -BUSY.as_secs_f64() * LITTLE.per_s as f64 };
-        known.accounts.insert(key, Account { left, at: now });
-        little
-    }
-
-    /// How many tasks would still be little, if they are small.
-    pub fn tasks_left(&self, lane: Lane, producer: &ProducerId, now: Instant) -> u64 {
-        let left = self.known().left(&(lane, producer.clone()), now);
-        left.unwrap_or_default().max(0.0) as u64 / TASK_ROWS_MIN
+        let owed_max = BUSY.as_secs_f64() * LITTLE.per_s as f64;
+        known.accounts.insert(key, Account { left: rest.max(-owed_max), at: now });
+        rest >= 0.0
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -287,22 +280,20 @@ mod tests {
         assert_eq!(weight([1, 0, 500].into_iter()), 540);
         let count = |at| offers.count(Lane::Small, &shop, weight([1].into_iter()), at);
         assert_eq!((0..100).take_while(|_| count(now)).count(), 50);
-        assert_eq!(offers.tasks_left(Lane::Small, &shop, now), 0);
-        assert_eq!(offers.tasks_left(Lane::Bulk, &shop, now), 50, "each lane counts for itself");
-        assert_eq!(offers.tasks_left(Lane::Small, &producer("local"), now), 50, "and each producer");
+        assert!(offers.count(Lane::Bulk, &shop, 1_000, now), "each lane counts for itself");
+        assert!(offers.count(Lane::Small, &producer("local"), 1_000, now), "and each producer");
     }
 
     #[test]
     fn rows_come_back_with_time() {
         let (offers, shop, now) = (Offers::default(), producer("shop"), Instant::now());
-        let at = |seconds| now + Duration::from_secs(seconds);
-        let count = |rows, at| offers.count(Lane::Bulk, &shop, rows, at);
-        let left = |seconds| offers.tasks_left(Lane::Bulk, &shop, at(seconds));
-        assert!(count(1_000, at(0)) && count(500, at(1)) && count(1_000, at(3)), "at its rate for ever");
-        assert!(!count(1_000, at(4)), "half of them are back");
-        assert_eq!([left(5), left(14), left(15), left(16), left(60)], [0, 0, 25, 50, 50]);
-        assert!(!count(500, at(10)) && !count(500, at(19)), "it has not stopped");
-        assert!(count(500, at(30)));
+        let count = |rows, seconds| offers.count(Lane::Bulk, &shop, rows, now + Duration::from_secs(seconds));
+        assert!(count(1_000, 0) && count(500, 1) && count(1_000, 3), "at its rate for ever");
+        assert!(!count(1_000, 4), "half of them are back");
+        assert!(!count(20, 5) && count(20, 6), "what it owed is paid");
+        assert!((0..100).all(|_| !count(1_000, 7)), "a flood");
+        assert!((8..16).all(|at| !count(20, at)) && count(20, 18), "it owes ten seconds' worth, though it posts on");
+        assert!(count(1_000, 60) && (61..200).all(|at| !count(600, at)), "out while it goes on above its rate");
     }
 
     #[test]

@@ -119,8 +119,7 @@ impl Publisher {
             if offered.is_empty() {
                 continue;
             }
-            let rows = fair::weight(offered.iter().map(|task| task.chunk.viewers.len()));
-            let little = self.offers.count(lane, producer, rows, Instant::now());
+            let little = self.is_little(lane, producer, &offered);
             let queues = fair::queues(producer, self.options.fair_queues, little);
             let reserved = session.run(session.reserve(&self.options, lane, &queues, offered.len())).await?;
             places[lane as usize] = reserved.into_iter();
@@ -128,6 +127,13 @@ impl Publisher {
         let queue = |task: &Task| Some(queue_name(&self.options, task.lane, places[task.lane as usize].next()?));
         let queues: Vec<ShortString> = tasks.iter().map_while(queue).collect();
         session.run(self.publish_all(&session, &tasks, queues)).await
+    }
+
+    /// Whether `offered` may go to the quiet queue too. What comes again never: the relay has as much as there is of it, and
+    /// offers it bit by bit.
+    fn is_little(&self, lane: Lane, producer: &ProducerId, offered: &[&Task]) -> bool {
+        let rows = fair::weight(offered.iter().map(|task| task.chunk.viewers.len()));
+        offered.iter().all(|task| task.attempt == 0) && self.offers.count(lane, producer, rows, Instant::now())
     }
 
     /// Publishes to each of `queues` the task that stands at its place.
@@ -198,8 +204,7 @@ impl Publisher {
     /// How a producer's queues of a lane stand, as far as is known here.
     pub async fn room(&self, lane: Lane, producer: &ProducerId) -> Result<Room> {
         let session = self.session()?;
-        let little = self.offers.tasks_left(lane, producer, Instant::now());
-        session.run(session.room(&self.options, lane, producer, little)).await
+        session.run(session.room(&self.options, lane, producer)).await
     }
 
     /// Messages parked.
@@ -258,18 +263,13 @@ impl Session {
         Ok(places)
     }
 
-    /// How a producer's queues of a lane stand; with the quiet one, while as many as `little` of its tasks would go there.
-    /// Both its own count as waiting all the same: another process may have put more there than this one knows of.
-    async fn room(&self, options: &RabbitOptions, lane: Lane, producer: &ProducerId, little: u64) -> Result<Room> {
+    /// How a producer's own queues of a lane stand.
+    async fn room(&self, options: &RabbitOptions, lane: Lane, producer: &ProducerId) -> Result<Room> {
         let share = fair::share(options.tasks_max, options.fair_queues);
-        let queues = fair::queues(producer, options.fair_queues, little > 0);
-        let own = fair::choices(producer, options.fair_queues);
-        let known = self.look(options, lane, &queues, share.saturating_sub(1)).await?;
-        let left = known.iter().map(|(queue, depth)| {
-            let left = share.saturating_sub(depth.waiting);
-            if own.contains(queue) { left } else { left.min(little) }
-        });
-        Ok(Room { left: left.sum(), waiting: known.iter().map(|(_, depth)| depth.waiting).sum() })
+        let own = fair::queues(producer, options.fair_queues, false);
+        let known = self.look(options, lane, &own, share.saturating_sub(1)).await?;
+        let waiting = || known.iter().map(|(_, depth)| depth.waiting);
+        Ok(Room { left: waiting().map(|waiting| share.saturating_sub(waiting)).sum(), waiting: waiting().sum() })
     }
 
     /// What is known of some of a lane's queues, brought up to date if it is old, or if more than `enough` wait there: it
