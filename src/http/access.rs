@@ -99,6 +99,14 @@ pub(super) fn tell_unknown(app: &App, response: &Response<Body>, caller: &Caller
     }
 }
 
+/// Somebody was let in and refused all the same, having waited until their key or token was no good.
+pub(super) fn tell_refused(app: &App, response: &Response<Body>, place: &Place<'_>) {
+    let Some(refusals) = app.access.refusals() else { return };
+    if let Some(Failure(error)) = response.extensions().get().filter(|Failure(error)| is_refusal(error)) {
+        refusals.tell(error, None, place);
+    }
+}
+
 /// The one `Authorization` there may be. Of two, somebody in between might have looked at the other.
 pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<&str>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();

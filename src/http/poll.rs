@@ -118,8 +118,10 @@ impl Asked {
         let poll = match app.stopping().run_until_cancelled(changed).await {
             Some(Err(error)) if error.code() != "too_many_waiters" => return Err(error),
             Some(Ok(poll)) => poll,
-            // At shutdown, and when too many wait already, it is as if the time was up.
-            Some(Err(_)) | None => app.reader.poll(&self.viewer, token).await?,
+            // Who has not waited needs no second look.
+            Some(Err(_)) => return app.reader.poll(&self.viewer, token).await,
+            // At shutdown it is as if the time was up.
+            None => app.reader.poll(&self.viewer, token).await?,
         };
         access::still_admits(app, Route::Poll, head).await?;
         Ok(poll)
