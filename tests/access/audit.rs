@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use fanfold::access::KeyText;
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::process::Service;
-use crate::wait::eventually;
+use crate::wait::{eventually, until};
 
 /// A service that writes its log to a file.
 struct Logged {
@@ -91,9 +92,11 @@ async fn who_hangs_up_is_charged_and_audited_all_the_same() {
     let id = posted["post_id"].as_str().expect("an id").to_owned();
 
     let path = format!("/v1/posts/{id}");
+    // Once more only where the first was not even read: a repeat beside it would pay as well.
+    let retracted = async || service.json(&shop, &path).await["state"] == "retracted";
     eventually("a retract is done whose client has gone", async || {
         service.hang_up(&shop, "DELETE", &path).await;
-        service.json(&shop, &path).await["state"] == "retracted"
+        until("it is done", Duration::from_secs(4), retracted).await.is_ok()
     })
     .await;
     let line = ["event=\"post_retracted\"", &id, &shop.id.to_string()];
@@ -106,10 +109,10 @@ async fn who_hangs_up_is_charged_and_audited_all_the_same() {
     };
     let left = rows_left().await;
     assert!(left <= 98_001 + begun.elapsed().as_secs(), "the post and its retract are paid, {left} rows are left");
-    // A repeat that began before the first was done has paid as well: no more than that.
+    // A repeat that began before the first was done, on a busy machine, has paid as well: no more than that.
     eventually("who has paid is in the audit log, and nobody has paid more than the post's rows", async || {
         let retracts = service.lines().iter().filter(|text| line.iter().all(|part| text.contains(part))).count();
-        rows_left().await >= 99_000 - 1_000 * retracts as u64
+        rows_left().await >= 99_000_u64.saturating_sub(1_000 * retracts as u64)
     })
     .await;
 
