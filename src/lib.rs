@@ -17,6 +17,7 @@ pub mod fanout;
 pub mod faults;
 pub mod files;
 pub mod flights;
+pub mod handover;
 pub mod http;
 pub mod intents;
 pub mod leases;

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use metrics::counter;
 use tracing::{debug, warn};
 
-use crate::adapters::{Queue, Store};
+use crate::adapters::Store;
 use crate::clock::Clock;
 use crate::domain::post::VERSION_MAX;
-use crate::domain::{Audience, Chunk, Lane, Post, PostId, PostState, ProducerId, Task, Time};
+use crate::domain::{Audience, Post, PostId, PostState, ProducerId, Time};
 use crate::error::{Error, Kind, Result};
 use crate::faults;
-use crate::ports::{Changed, KeyClaim, KeyHolder, Queue as _, Store as _};
+use crate::handover::Handover;
+use crate::ports::{Changed, KeyClaim, KeyHolder, Store as _};
 use crate::trace;
 use crate::withdrawals::Withdrawals;
 
@@ -113,8 +114,8 @@ pub struct Progress {
 pub struct Publisher {
     /// The truth, read on behalf of publishing.
     pub store: Store,
-    /// Where fan-out tasks go.
-    pub queue: Queue,
+    /// By which fan-out tasks go to the queue.
+    pub handover: Handover,
     /// What is hidden at once.
     pub withdrawals: Withdrawals,
     /// What time it is.
@@ -166,7 +167,7 @@ impl Publisher {
         debug!(post = %post.id, audience = post.audience_size, "published");
         // What a first try has fanned out already must not be bumped once more: tasks of a retry look before they write.
         let attempt = u32::from(id != fresh);
-        self.enqueue(&post, chunks, attempt).await;
+        self.handover.enqueue(&post, chunks, attempt).await;
         Ok(post)
     }
 
@@ -298,7 +299,7 @@ impl Publisher {
                 Ok(None) | Err(_) => return,
             }
         }
-        self.enqueue(post, chunks, 0).await;
+        self.handover.enqueue(post, chunks, 0).await;
     }
 
     /// A post and how far its fan-out has come.
@@ -345,22 +346,6 @@ impl Publisher {
         // Another producer's post is as unknown as one that never was.
         let post = self.store.post(id).await?.filter(|post| post.producer == *producer);
         post.ok_or_else(|| unknown_post(id))
-    }
-
-    async fn enqueue(&self, post: &Post, chunks: Vec<Chunk>, attempt: u32) {
-        let lane = Lane::of(post);
-        let task =
-            |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: trace::current() };
-        let wanted = chunks.len();
-        match self.queue.publish(&post.producer, chunks.into_iter().map(task).collect()).await {
-            Ok(taken) if taken == wanted => {}
-            Ok(taken) => {
-                let left = wanted - taken;
-                counter!("fanfold_queue_overflow_total", "lane" => lane.name()).increment(left as u64);
-                debug!(post = %post.id, left, "the lane is full; the relay drives the rest");
-            }
-            Err(error) => warn!(%error, post = %post.id, "the queue takes no task; the relay will drive them"),
-        }
     }
 
     /// Checks the length of the ids in an audience. [`Publisher::publish`] does not: only the list as it was sent, repeats

@@ -132,6 +132,11 @@ fn describe() {
         Unit::Count,
         "Tasks that found their lane full, or gave way in it, and were left to the relay, by lane"
     );
+    describe_gauge!(
+        "fanfold_queue_handovers",
+        Unit::Count,
+        "Posts whose tasks the queue's server has not confirmed yet: many while it is slow or away"
+    );
     describe_counter!("fanfold_relay_driven_total", Unit::Count, "Tasks that the relay published again");
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");
     describe_counter!("fanfold_fanout_parked_total", Unit::Count, "Fan-out tasks set aside after too many failures");

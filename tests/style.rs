@@ -21,7 +21,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/intents.rs", &["adapters", "domain", "error", "faults", "ports"]),
     ("src/parked.rs", &["adapters", "domain", "error", "ports"]),
     ("src/leases.rs", &["adapters", "domain", "error", "ports", "relay", "tuning"]),
-    ("src/publish.rs", &["adapters", "clock", "domain", "error", "faults", "ports", "trace", "withdrawals"]),
+    ("src/handover.rs", &["adapters", "domain", "ports", "trace"]),
+    (
+        "src/publish.rs",
+        &["adapters", "clock", "domain", "error", "faults", "handover", "ports", "trace", "withdrawals"],
+    ),
     ("src/fanout.rs", &["adapters", "clock", "domain", "error", "faults", "ports", "tuning"]),
     ("src/relay.rs", &["adapters", "clock", "domain", "error", "faults", "intents", "ports", "withdrawals"]),
     ("src/reader.rs", &["adapters", "clock", "domain", "error", "faults", "flights", "ports", "withdrawals"]),

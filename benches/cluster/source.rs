@@ -4,6 +4,7 @@ use fanfold::adapters::embedded::EmbeddedQueue;
 use fanfold::adapters::{Queue, Revisions, Store};
 use fanfold::clock::Clock;
 use fanfold::domain::{Lane, Task, ViewerId};
+use fanfold::handover::Handover;
 use fanfold::ports::{Path, Queue as _, Revisions as _};
 use fanfold::publish::{Draft, Publisher};
 use fanfold::service::{Backends, options};
@@ -37,7 +38,7 @@ pub fn population(bench: &Bench) -> usize {
 pub async fn publisher(bench: &Bench, store: &Store, queue: Queue) -> Result<Publisher> {
     Ok(Publisher {
         store: store.for_path(Path::Publish),
-        queue,
+        handover: Handover::new(queue),
         withdrawals: Withdrawals::shared(&store.for_path(Path::System)).await?,
         clock: Clock::system(),
         limits: options::publish_limits(&bench.cluster.config),

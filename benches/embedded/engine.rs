@@ -8,6 +8,7 @@ use fanfold::adapters::{Queue, Revisions};
 use fanfold::clock::Clock;
 use fanfold::domain::{Lane, ViewerId};
 use fanfold::fanout::Fanout;
+use fanfold::handover::Handover;
 use fanfold::ports::{Path as ReadPath, Queue as _, Revisions as _};
 use fanfold::publish::{Draft, PublishLimits, Publisher};
 use fanfold::service::Backends;
@@ -58,7 +59,7 @@ impl Engine {
         };
         let publisher = Publisher {
             store: store.for_path(ReadPath::Publish),
-            queue: queue.clone(),
+            handover: Handover::new(queue.clone()),
             withdrawals: Withdrawals::load(&store).await?,
             clock: clock.clone(),
             limits,

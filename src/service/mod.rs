@@ -29,6 +29,7 @@ use crate::config::{AccessMode, Config, Mode};
 use crate::domain::Lane;
 use crate::error::{Error, Kind, Result};
 use crate::fanout::Fanout;
+use crate::handover::Handover;
 use crate::http;
 use crate::marks::Marker;
 use crate::ports::{Path, Queue as _, Store as _};
@@ -71,6 +72,7 @@ pub struct Running {
     pub addr: SocketAddr,
     /// The adapters in use, for looking inside.
     pub backends: Backends,
+    handover: Handover,
     tasks: Tasks,
 }
 
@@ -102,9 +104,10 @@ impl Running {
         let system = store.for_path(Path::System);
         let withdrawals =
             if cluster { Withdrawals::shared(&system).await? } else { Withdrawals::load(&system).await? };
+        let handover = Handover::new(queue);
         let publisher = Publisher {
             store: store.for_path(Path::Publish),
-            queue: queue.clone(),
+            handover: handover.clone(),
             withdrawals: withdrawals.clone(),
             clock: clock.clone(),
             limits: options::publish_limits(config),
@@ -160,7 +163,7 @@ impl Running {
             tokio::select! { () = background.cancelled() => {}, () = access.run(watch) => {} }
         });
         tasks.server.spawn(http::serve(listener, tls, app, config.http.clone(), tasks.http.clone()));
-        Ok(Self { addr, backends, tasks })
+        Ok(Self { addr, backends, handover, tasks })
     }
 
     /// Returns when a part that must run has ended by itself, which it does only when something is badly wrong.
@@ -176,7 +179,7 @@ impl Running {
     /// Takes nothing more and finishes what is in hand. What is not finished when `http.shutdown_grace_s` is over, all parts
     /// together, is cut. Tells what is left for the next start.
     pub async fn shutdown(self) -> Result<()> {
-        let Self { backends, mut tasks, .. } = self;
+        let Self { backends, handover, mut tasks, .. } = self;
         let deadline = tasks.deadline();
         tasks.http.cancel();
         // Beside the requests, not after them: what they still publish is kept, and the next start fans it out.
@@ -184,6 +187,9 @@ impl Running {
         backends.queue.close().await;
         let fanout = finish_fanout(&mut tasks.workers, tasks.board.as_ref(), deadline);
         let (_, tasks_cut) = tokio::join!(finish(&mut tasks.server, deadline), fanout);
+        if timeout_at(deadline, handover.finish()).await.is_err() {
+            warn!(posts = handover.on_their_way(), "tasks have not come to the queue in time; the relay brings them");
+        }
         tasks.background.cancel();
         if !finish(&mut tasks.others, deadline).await {
             warn!("the relay or the upkeep was cut: the time to stop was up");

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use fanfold::adapters::Queue;
 use fanfold::adapters::rabbitmq::{RabbitOptions, RabbitQueue, queue_names};
-use fanfold::domain::{Chunk, Lane, ProducerId, Task};
+use fanfold::domain::{Chunk, Lane, Post, ProducerId, Task};
+use fanfold::handover::Handover;
 use fanfold::ports::{Delivery, Queue as _};
 use futures::FutureExt as _;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
-use crate::queue::{AT_HAND, FLOOD};
+use crate::proxy::{Line, Proxy};
+use crate::queue::AT_HAND;
 use crate::wait::{eventually, until};
 use crate::{START, post_at, viewer};
 
@@ -42,11 +43,10 @@ pub async fn start(options: &RabbitOptions) -> RabbitQueue {
     queue
 }
 
-/// Eight queues a lane, of which a producer has two, and a third one for as long as it posts little.
+/// Eight queues a lane, of which a producer has two.
 async fn open(places: usize) -> Option<(Left, RabbitQueue)> {
     let url = crate::server("FANFOLD_TEST_AMQP")?;
-    let queues = if places < FLOOD { 3 } else { 2 };
-    let options = RabbitOptions { fair_queues: 8, tasks_max: places / queues * 8, ..options(&url) };
+    let options = RabbitOptions { fair_queues: 8, tasks_max: places * 4, ..options(&url) };
     let left = Left(options.clone());
     Some((left, start(&options).await))
 }
@@ -229,41 +229,44 @@ async fn a_queue_with_other_arguments_is_named() {
     assert!(queue.publish(&local(), vec![task(0)]).await.is_err(), "refused at once");
 }
 
-/// A way to the broker that can be cut: the connections through it, and whether new ones get through.
-struct Way {
-    url: String,
-    open: watch::Sender<bool>,
+/// The broker by way of a proxy: the URL, and the proxy.
+async fn by_proxy(url: &str) -> (String, Proxy) {
+    let (before, after) = url.rsplit_once('@').expect("credentials");
+    let (broker, path) = after.split_once('/').unwrap_or((after, ""));
+    let proxy = Proxy::start(broker.to_owned()).await.expect("a proxy");
+    (format!("{before}@{}/{path}", proxy.address()), proxy)
 }
 
-impl Way {
-    async fn to(url: &str) -> Self {
-        let broker = url.rsplit('@').next().and_then(|rest| rest.split('/').next()).expect("a host").to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let here = listener.local_addr().expect("an address").to_string();
-        let (open, state) = watch::channel(true);
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let (broker, mut state) = (broker.clone(), state.clone());
-                tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(broker).await else { return };
-                    tokio::select! {
-                        _ = state.wait_for(|open| !open) => {}
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                    }
-                });
-            }
-        });
-        let (before, after) = url.rsplit_once('@').expect("credentials");
-        let path = after.split_once('/').map_or("", |(_, path)| path);
-        Self { url: format!("{before}@{here}/{path}"), open }
+/// A post of one viewer, and its chunk.
+fn post_and_chunk() -> (Post, Chunk) {
+    let post = Post { chunk_size: 1, ..post_at(START, 1) };
+    (post, Chunk { no: 0, viewers: [viewer("ben")].into() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_publishes_does_not_wait_for_a_broker_that_does_not_answer() {
+    let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
+    let (by_proxy, proxy) = by_proxy(&url).await;
+    let options = RabbitOptions { timeout: Duration::from_secs(600), ..options(&by_proxy) };
+    let _left = Left(RabbitOptions { url, ..options.clone() });
+    let handover = Handover::new(Queue::Rabbit(start(&options).await));
+    proxy.set(Line::Deaf);
+    for _ in 0..3 {
+        let (post, chunk) = post_and_chunk();
+        let handed_over = tokio::time::timeout(PATIENCE, handover.enqueue(&post, vec![chunk], 0)).await;
+        handed_over.expect("the broker is waited for");
     }
+    assert_eq!(handover.on_their_way(), 3, "who is done with them has heard from the broker");
+    // Once the connection is lost nothing is on its way any more: a service that stops need not wait.
+    proxy.set(Line::Cut);
+    tokio::time::timeout(PATIENCE, handover.finish()).await.expect("it ends with the connection");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_connection_comes_back_by_itself() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
-    let way = Way::to(&url).await;
-    let options = options(&way.url);
+    let (by_proxy, proxy) = by_proxy(&url).await;
+    let options = options(&by_proxy);
     let _left = Left(RabbitOptions { url: url.clone(), ..options.clone() });
     let queue = start(&options).await;
     queue.publish(&local(), vec![task(0)]).await.expect("published");
@@ -272,14 +275,14 @@ async fn a_broken_connection_comes_back_by_itself() {
 
     let mut waiting = std::pin::pin!(queue.next(Lane::Small));
     assert!(waiting.as_mut().now_or_never().is_none(), "there is no other task");
-    way.open.send_replace(false);
+    proxy.set(Line::Cut);
     eventually("the cut is noticed by who publishes", async || queue.publish(&local(), vec![task(1)]).await.is_err())
         .await;
     // Until the consumer has seen it, an acknowledgement is taken, and goes nowhere: what it would go by is cut.
     let lost = || Delivery { task: in_hand.task.clone(), tag: in_hand.tag };
     eventually("the cut is noticed by who acknowledges", async || queue.ack(lost()).await.is_err()).await;
 
-    way.open.send_replace(true);
+    proxy.set(Line::Through);
     let again = tokio::time::timeout(PATIENCE, waiting).await.expect("resumed");
     let mut delivery = again.expect("asked").expect("open");
     eventually("a task can be published again", async || queue.publish(&local(), vec![task(2)]).await.is_ok()).await;

@@ -9,6 +9,8 @@ mod control;
 mod embedded;
 mod keys;
 mod poison;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod queue;
 mod quotas;
 #[path = "../support/redis_server.rs"]

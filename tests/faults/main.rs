@@ -8,6 +8,7 @@ mod checker;
 mod load;
 mod processes;
 mod producer;
+#[path = "../support/proxy.rs"]
 mod proxy;
 mod redis_faults;
 mod scenarios;

@@ -12,6 +12,7 @@ use fanfold::adapters::{Queue, Revisions, Store};
 use fanfold::clock::Clock;
 use fanfold::domain::{Audience, Lane, PostId, ProducerId, Task, ViewerId};
 use fanfold::fanout::Fanout;
+use fanfold::handover::Handover;
 use fanfold::marks::Marker;
 use fanfold::ports::{Path, Queue as _, Store as _};
 use fanfold::publish::{Draft, Expiry, PublishLimits, Publisher};
@@ -81,7 +82,7 @@ impl Service {
         Self {
             publisher: Publisher {
                 store: store.clone(),
-                queue: queue.clone(),
+                handover: Handover::new(queue.clone()),
                 withdrawals: withdrawals.clone(),
                 clock: clock.clone(),
                 limits,

@@ -1,5 +1,7 @@
 //! A TCP proxy whose line can be cut, or lose what comes back.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -7,8 +9,6 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-
-use crate::Outcome;
 
 /// How the line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// In front of `to`.
-    pub async fn start(to: String) -> Outcome<Self> {
+    pub async fn start(to: String) -> Result<Self, String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| format!("a proxy: {error}"))?;
         let port = listener.local_addr().map_err(|error| format!("a proxy: {error}"))?.port();
         let line = Arc::new(watch::Sender::new(Line::Through));

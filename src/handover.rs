@@ -1,0 +1,81 @@
+//! Tasks on their way to the queue, once what they stand for is committed. Where the queue is a server nobody waits for
+//! its answer: slow, or gone, it makes no publish slow. What does not get there the relay brings.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, debug, warn};
+
+use crate::adapters::Queue;
+use crate::domain::{Chunk, Lane, Post, ProducerId, Task};
+use crate::ports::Queue as _;
+use crate::trace;
+
+/// Viewers of tasks that nobody waits for, of a process: some 25 MB where their ids are as long as may be. Beyond it whoever
+/// publishes waits for the queue.
+const ROWS_MAX: u32 = 200_000;
+
+/// Hands tasks over. Clones share what is on its way.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    queue: Queue,
+    rows: Arc<Semaphore>,
+    on_their_way: TaskTracker,
+}
+
+impl Handover {
+    /// To `queue`.
+    pub fn new(queue: Queue) -> Self {
+        Self { queue, rows: Arc::new(Semaphore::new(ROWS_MAX as usize)), on_their_way: TaskTracker::new() }
+    }
+
+    /// Hands over a task for each of `chunks`, those of a post at its present version.
+    pub async fn enqueue(&self, post: &Post, chunks: Vec<Chunk>, attempt: u32) {
+        let lane = Lane::of(post);
+        let task =
+            |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: trace::current() };
+        let tasks: Vec<Task> = chunks.into_iter().map(task).collect();
+        let handed_over = hand_over(self.queue.clone(), post.producer.clone(), lane, tasks);
+        if !self.queue.is_remote() {
+            return handed_over.await;
+        }
+        match Arc::clone(&self.rows).try_acquire_many_owned(post.audience_size.clamp(1, ROWS_MAX)) {
+            Ok(rows) => {
+                let waiting = metrics::gauge!("fanfold_queue_handovers");
+                waiting.increment(1.0);
+                let handed_over = async move {
+                    handed_over.await;
+                    waiting.decrement(1.0);
+                    drop(rows);
+                };
+                self.on_their_way.spawn(handed_over.in_current_span());
+            }
+            Err(_) => handed_over.await,
+        }
+    }
+
+    /// Waits for those that are on their way, when no more will come.
+    pub async fn finish(&self) {
+        self.on_their_way.close();
+        self.on_their_way.wait().await;
+    }
+
+    /// How many posts' tasks are on their way.
+    pub fn on_their_way(&self) -> usize {
+        self.on_their_way.len()
+    }
+}
+
+async fn hand_over(queue: Queue, producer: ProducerId, lane: Lane, tasks: Vec<Task>) {
+    let (Some(post), wanted) = (tasks.first().map(|task| task.post_id), tasks.len()) else { return };
+    match queue.publish(&producer, tasks).await {
+        Ok(taken) if taken == wanted => {}
+        Ok(taken) => {
+            let left = wanted - taken;
+            metrics::counter!("fanfold_queue_overflow_total", "lane" => lane.name()).increment(left as u64);
+            debug!(%post, left, "the lane is full; the relay drives the rest");
+        }
+        Err(error) => warn!(%error, %post, "the queue takes no task; the relay will drive them"),
+    }
+}
