@@ -12,9 +12,12 @@ use crate::domain::{Chunk, Lane, Post, ProducerId, Task};
 use crate::ports::Queue as _;
 use crate::trace;
 
-/// Viewers of tasks that nobody waits for, of a process: some 25 MB where their ids are as long as may be. Beyond it whoever
-/// publishes waits for the queue.
+/// Viewers of tasks that nobody waits for, of a process: some 25 MB where their ids are as long as may be, and as much again
+/// for the messages. Beyond it whoever publishes waits for the queue, as long as it takes.
 const ROWS_MAX: u32 = 200_000;
+/// A task counts as so many viewers at least: a thousand are as many as the broker may leave unconfirmed, and more would
+/// queue for that until their time is up.
+const TASK_ROWS_MIN: u32 = 200;
 
 /// Hands tasks over. Clones share what is on its way.
 #[derive(Clone, Debug)]
@@ -36,20 +39,20 @@ impl Handover {
         let task =
             |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: trace::current() };
         let tasks: Vec<Task> = chunks.into_iter().map(task).collect();
+        let weight =
+            post.audience_size.max(TASK_ROWS_MIN.saturating_mul(u32::try_from(tasks.len()).unwrap_or(u32::MAX)));
         let handed_over = hand_over(self.queue.clone(), post.producer.clone(), lane, tasks);
         if !self.queue.is_remote() {
             return handed_over.await;
         }
-        match Arc::clone(&self.rows).try_acquire_many_owned(post.audience_size.clamp(1, ROWS_MAX)) {
+        let handed_over = self.on_their_way.track_future(handed_over);
+        match Arc::clone(&self.rows).try_acquire_many_owned(weight) {
             Ok(rows) => {
-                let waiting = metrics::gauge!("fanfold_queue_handovers");
-                waiting.increment(1.0);
                 let handed_over = async move {
                     handed_over.await;
-                    waiting.decrement(1.0);
                     drop(rows);
                 };
-                self.on_their_way.spawn(handed_over.in_current_span());
+                tokio::spawn(handed_over.in_current_span());
             }
             Err(_) => handed_over.await,
         }
@@ -61,7 +64,7 @@ impl Handover {
         self.on_their_way.wait().await;
     }
 
-    /// How many posts' tasks are on their way.
+    /// How many posts' tasks are on their way, those included that somebody waits for.
     pub fn on_their_way(&self) -> usize {
         self.on_their_way.len()
     }
@@ -76,6 +79,9 @@ async fn hand_over(queue: Queue, producer: ProducerId, lane: Lane, tasks: Vec<Ta
             metrics::counter!("fanfold_queue_overflow_total", "lane" => lane.name()).increment(left as u64);
             debug!(%post, left, "the lane is full; the relay drives the rest");
         }
-        Err(error) => warn!(%error, %post, "the queue takes no task; the relay will drive them"),
+        Err(error) => {
+            metrics::counter!("fanfold_queue_refusals_total", "lane" => lane.name()).increment(wanted as u64);
+            warn!(%error, %post, "the queue takes no task; the relay will drive them");
+        }
     }
 }

@@ -132,10 +132,10 @@ fn describe() {
         Unit::Count,
         "Tasks that found their lane full, or gave way in it, and were left to the relay, by lane"
     );
-    describe_gauge!(
-        "fanfold_queue_handovers",
+    describe_counter!(
+        "fanfold_queue_refusals_total",
         Unit::Count,
-        "Posts whose tasks the queue's server has not confirmed yet: many while it is slow or away"
+        "Tasks that the queue's server has not taken, or not confirmed in time, and that were left to the relay, by lane"
     );
     describe_counter!("fanfold_relay_driven_total", Unit::Count, "Tasks that the relay published again");
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");

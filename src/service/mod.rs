@@ -187,10 +187,10 @@ impl Running {
         backends.queue.close().await;
         let fanout = finish_fanout(&mut tasks.workers, tasks.board.as_ref(), deadline);
         let (_, tasks_cut) = tokio::join!(finish(&mut tasks.server, deadline), fanout);
+        tasks.background.cancel();
         if timeout_at(deadline, handover.finish()).await.is_err() {
             warn!(posts = handover.on_their_way(), "tasks have not come to the queue in time; the relay brings them");
         }
-        tasks.background.cancel();
         if !finish(&mut tasks.others, deadline).await {
             warn!("the relay or the upkeep was cut: the time to stop was up");
         }

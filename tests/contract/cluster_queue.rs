@@ -237,12 +237,6 @@ async fn by_proxy(url: &str) -> (String, Proxy) {
     (format!("{before}@{}/{path}", proxy.address()), proxy)
 }
 
-/// A post of one viewer, and its chunk.
-fn post_and_chunk() -> (Post, Chunk) {
-    let post = Post { chunk_size: 1, ..post_at(START, 1) };
-    (post, Chunk { no: 0, viewers: [viewer("ben")].into() })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_publishes_does_not_wait_for_a_broker_that_does_not_answer() {
     let Some(url) = crate::server("FANFOLD_TEST_AMQP") else { return };
@@ -251,15 +245,21 @@ async fn who_publishes_does_not_wait_for_a_broker_that_does_not_answer() {
     let _left = Left(RabbitOptions { url, ..options.clone() });
     let handover = Handover::new(Queue::Rabbit(start(&options).await));
     proxy.set(Line::Deaf);
-    for _ in 0..3 {
-        let (post, chunk) = post_and_chunk();
-        let handed_over = tokio::time::timeout(PATIENCE, handover.enqueue(&post, vec![chunk], 0)).await;
+    let post = |viewers| Post { chunk_size: viewers, ..post_at(START, viewers) };
+    let chunk = || vec![Chunk { no: 0, viewers: [viewer("ben")].into() }];
+    for large in [post(100_000), post(99_000), post(1), post(1), post(1), post(1), post(1)] {
+        let handed_over = handover.enqueue(&large, chunk(), 0).now_or_never();
         handed_over.expect("the broker is waited for");
     }
-    assert_eq!(handover.on_their_way(), 3, "who is done with them has heard from the broker");
+    assert_eq!(handover.on_their_way(), 7, "who is done with them has heard from the broker");
+    let too_many = post(1);
+    let mut too_many = std::pin::pin!(handover.enqueue(&too_many, chunk(), 0));
+    assert!(too_many.as_mut().now_or_never().is_none(), "with 200,000 viewers on their way the next one waits");
+    assert_eq!(handover.on_their_way(), 8, "and is told of");
     // Once the connection is lost nothing is on its way any more: a service that stops need not wait.
     proxy.set(Line::Cut);
-    tokio::time::timeout(PATIENCE, handover.finish()).await.expect("it ends with the connection");
+    let all_ended = futures::future::join(too_many, handover.finish());
+    tokio::time::timeout(PATIENCE, all_ended).await.expect("it ends with the connection");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@
 //! The first queue is nobody's by hash. It is the quiet one, open beside their two to those who post little: whichever
 //! queues are flooded, and by however many, what is small finds one where no flood is. Where that is the longest of the
 //! three, the two are as good as ever. How much a producer posts each process counts for itself, and all that it is
-//! offered counts: if only what goes to the quiet queue did, every flood would have its rate there for ever.
+//! offered for the first time counts: if only what goes to the quiet queue did, every flood would have its rate there for ever.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
