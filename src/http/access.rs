@@ -84,26 +84,19 @@ pub(super) async fn still_admits(app: &App, route: Route, head: &Parts) -> Resul
     permit(&caller, need, head.uri.path()).map(drop)
 }
 
-/// The post that a path names, for [`tell_unknown`].
+/// The post that a path names, for [`tell_refused`].
 pub(super) fn named_post(route: Route, path: &str) -> Option<PostId> {
     let text = (route == Route::Post).then(|| params::segment(path, 3))?.ok()?;
     PostId::parse(&text)
 }
 
-/// Somebody has asked for a post that is another producer's, or none. Which of the two they are not told, and neither is
-/// the log; who tries one id after the other shows by their number.
-pub(super) fn tell_unknown(app: &App, response: &Response<Body>, caller: &Caller, place: &Place<'_>) {
-    let Some(Failure(error)) = response.extensions().get().filter(|_| place.post.is_some()) else { return };
-    if let Some(refusals) = app.access.refusals().filter(|_| error.code() == "post_not_found") {
-        refusals.tell(error, Some(caller), place);
-    }
-}
-
-/// Somebody was let in and refused all the same, having waited until their key or token was no good.
-pub(super) fn tell_refused(app: &App, response: &Response<Body>, place: &Place<'_>) {
-    let Some(refusals) = app.access.refusals() else { return };
-    if let Some(Failure(error)) = response.extensions().get().filter(|Failure(error)| is_refusal(error)) {
-        refusals.tell(error, None, place);
+/// Somebody was let in and refused all the same: having waited until their key or token was no good, or asking for a post
+/// that is another producer's, or none. Which of these two they are not told, and neither is the log; who tries one id after
+/// the other shows by their number.
+pub(super) fn tell_refused(app: &App, response: &Response<Body>, caller: Option<&Caller>, place: &Place<'_>) {
+    let (Some(refusals), Some(Failure(error))) = (app.access.refusals(), response.extensions().get()) else { return };
+    if is_refusal(error) || place.post.is_some() && error.code() == "post_not_found" {
+        refusals.tell(error, caller, place);
     }
 }
 

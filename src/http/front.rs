@@ -135,25 +135,23 @@ impl Front {
                 }
             }
         }
-        if route == Route::Poll && request.method() == Method::GET {
+        let post = access::named_post(route, request.uri().path());
+        let place = Place { route: route.template(), post, peer, request_id: request_id.as_str() };
+        let mut response = if route == Route::Poll && request.method() == Method::GET {
             // The router would come to the same handler, by way of a table, a clone of itself and a box.
             let (head, _) = request.into_parts();
-            let response = poll::answer(&self.app, &head).await.unwrap_or_else(IntoResponse::into_response);
-            let place = Place { route: route.template(), post: None, peer, request_id: request_id.as_str() };
-            access::tell_refused(&self.app, &response, &place);
-            return response;
-        }
-        if route == Route::Batch {
-            request.extensions_mut().insert(request_id.clone());
-        }
-        let post = access::named_post(route, request.uri().path());
-        // Boxed for the same reason as the waiting in [`poll`].
-        let Ok(mut response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
-        let place = Place { route: route.template(), post, peer, request_id: request_id.as_str() };
-        access::tell_refused(&self.app, &response, &place);
+            poll::answer(&self.app, &head).await.unwrap_or_else(IntoResponse::into_response)
+        } else {
+            if route == Route::Batch {
+                request.extensions_mut().insert(request_id.clone());
+            }
+            // Boxed for the same reason as the waiting in [`poll`].
+            let Ok(response) = Box::pin(self.router.clone().call(request.map(Body::new))).await;
+            response
+        };
+        access::tell_refused(&self.app, &response, publisher.as_ref(), &place);
         if let Some(publisher) = publisher {
             access::tell_allowances(&self.app, &publisher, response.headers_mut());
-            access::tell_unknown(&self.app, &response, &publisher, &place);
         }
         response
     }
