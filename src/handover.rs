@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, warn};
 
@@ -39,23 +39,22 @@ impl Handover {
         let task =
             |chunk| Task { post_id: post.id, version: post.version, chunk, lane, attempt, trace: trace::current() };
         let tasks: Vec<Task> = chunks.into_iter().map(task).collect();
-        let weight =
-            post.audience_size.max(TASK_ROWS_MIN.saturating_mul(u32::try_from(tasks.len()).unwrap_or(u32::MAX)));
+        let rows = if self.queue.is_remote() { self.reserve(post, tasks.len()) } else { None };
         let handed_over = hand_over(self.queue.clone(), post.producer.clone(), lane, tasks);
-        if !self.queue.is_remote() {
-            return handed_over.await;
-        }
         let handed_over = self.on_their_way.track_future(handed_over);
-        match Arc::clone(&self.rows).try_acquire_many_owned(weight) {
-            Ok(rows) => {
-                let handed_over = async move {
-                    handed_over.await;
-                    drop(rows);
-                };
-                tokio::spawn(handed_over.in_current_span());
-            }
-            Err(_) => handed_over.await,
-        }
+        let Some(rows) = rows else { return handed_over.await };
+        let handed_over = async move {
+            handed_over.await;
+            drop(rows);
+        };
+        tokio::spawn(handed_over.in_current_span());
+    }
+
+    /// `None` when as much is on its way as may be.
+    fn reserve(&self, post: &Post, tasks: usize) -> Option<OwnedSemaphorePermit> {
+        let tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
+        let weight = post.audience_size.max(tasks.saturating_mul(TASK_ROWS_MIN));
+        Arc::clone(&self.rows).try_acquire_many_owned(weight).ok()
     }
 
     /// Waits for those that are on their way, when no more will come.
