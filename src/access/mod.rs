@@ -24,7 +24,7 @@ use self::quota::Quotas;
 use crate::adapters::{Revisions, Store};
 use crate::clock::Clock;
 use crate::config::{self, AccessMode};
-use crate::domain::ViewerId;
+use crate::domain::{Holder, ViewerId};
 use crate::error::{Error, Kind, Result};
 use crate::files::Watch;
 
@@ -129,12 +129,9 @@ impl Access {
         }
     }
 
-    /// What is left to whoever publishes; empty where nothing is limited.
-    pub fn allowances(&self, caller: &Caller) -> Vec<Allowance> {
-        match (self.0.as_deref(), caller) {
-            (Some(inner), Caller::Producer { key, .. }) if inner.quotas.limits_keys() => inner.quotas.left(*key),
-            _ => Vec::new(),
-        }
+    /// What is left to `holder`; empty where nothing is limited.
+    pub fn allowances(&self, holder: Holder<'_>) -> Vec<Allowance> {
+        self.0.as_deref().map(|inner| inner.quotas.left(holder)).unwrap_or_default()
     }
 
     /// Counts a request for `viewer`'s inbox.

@@ -33,6 +33,8 @@ pub struct Allowance {
 
 /// The allowances of a producer's key, by name.
 const NAMES: [&str; ALLOWANCES] = ["posts", "rows", "bytes"];
+/// That of a viewer, in the same form.
+const POLL_NAMES: [&str; ALLOWANCES] = ["polls", "", ""];
 /// The place of rows among them.
 const ROWS: usize = 1;
 /// The field of a refusal, by the same order.
@@ -117,17 +119,24 @@ impl Quotas {
         self.ask(&Charge { holder: Holder::Key(key), takes, anyway: true }).await;
     }
 
-    /// What is left to `key`, as far as this node knows: in a cluster the least that it was told, refilled since; nothing of
-    /// a key that it has not charged.
-    pub fn left(&self, key: KeyId) -> Vec<Allowance> {
-        let known = self.here.left(Holder::Key(key), self.rates);
+    /// What is left to `holder`, as far as this node knows: in a cluster the least that it was told, refilled since; nothing
+    /// of whom it has not charged. Empty where nothing is limited.
+    pub fn left(&self, holder: Holder<'_>) -> Vec<Allowance> {
+        let (names, rates) = match holder {
+            Holder::Key(_) => (NAMES, self.rates),
+            Holder::Viewer(_) => (POLL_NAMES, [self.poll_rate, None, None]),
+        };
+        if rates.iter().all(Option::is_none) {
+            return Vec::new();
+        }
+        let known = self.here.left(holder, rates);
         let left = match (&self.counted, known) {
             (_, Some(left)) => left,
             (adapters::Quotas::Embedded(_), None) => [f64::INFINITY; ALLOWANCES],
             (adapters::Quotas::Redis(_), None) => return Vec::new(),
         };
         let nodes = if self.share.is_shared() { 1 } else { self.share.nodes() };
-        let each = NAMES.into_iter().zip(self.rates).zip(left);
+        let each = names.into_iter().zip(rates).zip(left);
         each.filter_map(|((name, rate), left)| {
             let rate = rate?;
             let left = left.min(rate.burst as f64);
@@ -214,7 +223,7 @@ mod tests {
         let wait = error.retry_after().expect("a time");
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
         quotas.charge(key(2), SMALL).await.expect("another key has its own");
-        let left = quotas.left(key(1));
+        let left = quotas.left(Holder::Key(key(1)));
         assert_eq!((left.len(), left[0].name, left[0].left), (1, "posts", 0));
     }
 
@@ -230,7 +239,7 @@ mod tests {
             assert_eq!(error.field(), Some("quota.rows_per_s"));
             assert!(error.retry_after() > Some(Duration::from_secs(80)), "{error:?}");
         }
-        assert_eq!(quotas.left(key(1))[0].left, 99, "one post, and not six");
+        assert_eq!(quotas.left(Holder::Key(key(1)))[0].left, 99, "one post, and not six");
     }
 
     #[tokio::test]
@@ -254,6 +263,8 @@ mod tests {
                 let_in += u32::from(quotas.poll(&viewer(name)).await.is_ok());
             }
             assert_eq!(let_in, 2, "{name}");
+            let left = quotas.left(Holder::Viewer(&viewer(name)));
+            assert_eq!((left.len(), left[0].name, left[0].left, left[0].rate.burst), (1, "polls", 0, 2));
         }
     }
 }

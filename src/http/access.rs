@@ -13,7 +13,7 @@ use super::problem::{Failure, Problem};
 use super::routes::Route;
 use crate::access::audit::Place;
 use crate::access::{Allowance, Caller, Need, decide};
-use crate::domain::{PostId, Rate, ViewerId};
+use crate::domain::{Holder, PostId, Rate, ViewerId};
 use crate::error::{Error, Kind, Result};
 
 /// Lets a request in, or answers it. `None` where nobody was asked who they are.
@@ -45,7 +45,13 @@ pub(super) async fn admit<B>(
             if let Some(refusals) = app.access.refusals().filter(|_| is_refusal(&error)) {
                 refusals.tell(&error, known.as_ref(), &Place { route: route.template(), post: None, peer, request_id });
             }
-            Err(Problem(error).into_response())
+            let limited = error.kind() == Kind::Limited;
+            let mut response = Problem(error).into_response();
+            // Before a request is let in nothing of it is counted but whose inbox it is about.
+            if let (true, Ok(viewer)) = (limited, params::viewer_of(request.uri().path())) {
+                tell_allowances(app, Holder::Viewer(&viewer), response.headers_mut());
+            }
+            Err(response)
         }
     }
 }
@@ -75,8 +81,8 @@ fn permit(caller: &Caller, need: Need, path: &str) -> Result<Option<ViewerId>> {
     Ok(viewer)
 }
 
-/// Whether who has waited for an answer may still have it: the key may have been revoked meanwhile, the token have expired.
-/// It is the same poll, and counts once.
+/// Whether who was let in a while ago, and has waited for an answer since or took their time to send a body, may still have
+/// it: the key may have been revoked meanwhile, the token have expired. It is the same request, and counts once.
 pub(super) async fn still_admits(app: &App, route: Route, head: &Parts) -> Result<()> {
     let need = route.need(&head.method).filter(|need| app.access.is_on() && *need != Need::Open);
     let Some(need) = need else { return Ok(()) };
@@ -90,8 +96,8 @@ pub(super) fn named_post(route: Route, path: &str) -> Option<PostId> {
     PostId::parse(&text)
 }
 
-/// Somebody was let in and refused all the same: having waited until their key or token was no good, or asking for a post
-/// that is another producer's, or none. Which of these two they are not told, and neither is the log; who tries one id after
+/// Somebody was let in and refused all the same: having waited, or sent a body so slowly, that their key or token was no good
+/// any more, or asking for a post that is another producer's, or none. Which of these two they are not told, and neither is the log; who tries one id after
 /// the other shows by their number.
 pub(super) fn tell_refused(app: &App, response: &Response<Body>, caller: Option<&Caller>, place: &Place<'_>) {
     let (Some(refusals), Some(Failure(error))) = (app.access.refusals(), response.extensions().get()) else { return };
@@ -143,10 +149,10 @@ pub(super) fn challenge(error: &Error) -> Option<HeaderValue> {
     Some(HeaderValue::from_static(value))
 }
 
-/// What is left to whoever publishes (draft-ietf-httpapi-ratelimit-headers): each policy with its quota and window, and
+/// What is left to whoever publishes or polls (draft-ietf-httpapi-ratelimit-headers): each policy with its quota and window, and
 /// of each what remains and when it is full again.
-pub(super) fn tell_allowances(app: &App, caller: &Caller, headers: &mut HeaderMap) {
-    let allowances = app.access.allowances(caller);
+pub(super) fn tell_allowances(app: &App, holder: Holder<'_>, headers: &mut HeaderMap) {
+    let allowances = app.access.allowances(holder);
     if allowances.is_empty() {
         return;
     }

@@ -23,8 +23,9 @@ use super::cors::Cors;
 use super::poll;
 use super::problem::{Failure, Problem, ProblemBody};
 use super::routes::{METHODS, Route, method_index};
+use crate::access::Caller;
 use crate::access::audit::Place;
-use crate::domain::TraceId;
+use crate::domain::{Holder, TraceId};
 use crate::error::{Error, Kind};
 use crate::trace;
 
@@ -150,8 +151,8 @@ impl Front {
             response
         };
         access::tell_refused(&self.app, &response, publisher.as_ref(), &place);
-        if let Some(publisher) = publisher {
-            access::tell_allowances(&self.app, &publisher, response.headers_mut());
+        if let Some(Caller::Producer { key, .. }) = publisher {
+            access::tell_allowances(&self.app, Holder::Key(key), response.headers_mut());
         }
         response
     }

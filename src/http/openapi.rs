@@ -242,7 +242,7 @@ fn add_security(api: &mut utoipa::openapi::OpenApi) {
 pub(super) fn complete(api: &mut utoipa::openapi::OpenApi) {
     add_security(api);
     for (path, item) in &mut api.paths.paths {
-        let paced = Route::of(path).paced();
+        let route = Route::of(path);
         let operations = [
             (&mut item.get, "GET"),
             (&mut item.put, "PUT"),
@@ -252,14 +252,24 @@ pub(super) fn complete(api: &mut utoipa::openapi::OpenApi) {
         ];
         for (operation, method) in operations {
             let Some(operation) = operation else { continue };
-            guard(operation, need(Route::of(path), method));
-            for response in operation.responses.responses.values_mut() {
+            guard(operation, need(route, method));
+            for (status, response) in &mut operation.responses.responses {
                 let RefOr::T(response) = response else { continue };
                 let id = header("The request's id: the one it came with, or a fresh one", Type::String);
                 response.headers.insert("x-request-id".to_owned(), id.into());
-                if paced {
+                if route.paced() {
                     let interval = header("Seconds until the next poll: more under load", Type::Integer);
                     response.headers.insert("X-Poll-Interval".to_owned(), interval.into());
+                }
+                if route.publishes() || status == "429" {
+                    let rest = header(
+                        "What is left of each quota (`r`), and in how many seconds it is full (`t`)",
+                        Type::String,
+                    );
+                    response.headers.insert("RateLimit".to_owned(), rest.into());
+                    let policy =
+                        header("Each quota: how much at once (`q`), refilled in how many seconds (`w`)", Type::String);
+                    response.headers.insert("RateLimit-Policy".to_owned(), policy.into());
                 }
             }
         }

@@ -36,7 +36,7 @@ async fn a_key_publishes_its_quota_and_another_is_not_concerned() {
     let accepted: Vec<_> = replies.iter().filter(|reply| reply.status == 202).collect();
     // The burst, and one for each second that the machine took.
     assert!((3..=8).contains(&accepted.len()), "{} accepted", accepted.len());
-    for reply in &accepted {
+    for reply in &replies {
         assert_eq!(reply.header("ratelimit-policy"), "\"posts\";q=3;w=3", "{reply:?}");
         assert!(reply.header("ratelimit").starts_with("\"posts\";r="), "{reply:?}");
     }
@@ -201,6 +201,8 @@ async fn a_viewer_who_spins_is_slowed_down() {
         if reply.status != 200 {
             is_refused(&reply, "quota.polls_per_s");
             assert!(!reply.header("x-poll-interval").is_empty());
+            assert_eq!(reply.header("ratelimit-policy"), "\"polls\";q=5;w=5", "{reply:?}");
+            assert!(reply.header("ratelimit").starts_with("\"polls\";r=0;t="), "{reply:?}");
             refused += 1;
         }
     }
