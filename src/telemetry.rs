@@ -102,6 +102,7 @@ fn describe() {
         Unit::Count,
         "1 while there is a confirmed fence, else 0: polls answer 503"
     );
+    describe_gauge!("fanfold_waiters", Unit::Count, "Long polls that wait for a change; at most revisions.waiters_max");
     describe_gauge!(
         "fanfold_clock_skew_seconds",
         Unit::Seconds,

@@ -12,8 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::App;
+use super::access;
 use super::params::shortened;
 use super::problem::Problem;
+use super::routes::Route;
 use crate::error::{Error, Kind, Result};
 
 /// Fields that the interface has a place for and this release does not serve yet.
@@ -55,6 +57,8 @@ impl<T: Input> FromRequest<App> for Json<T> {
         let bytes = tokio::time::timeout(time, read(app, &head.headers, body, bytes_max)).await.map_err(|_| {
             Error::invalid("body_timeout", "body", format!("must arrive within {} ms", time.as_millis()))
         })??;
+        // Who was let in by the head may have been shut out while the body came.
+        access::still_admits(app, Route::of(head.uri.path()), &head).await?;
         let body = if bytes.len() <= PARSE_HERE_BYTES_MAX {
             parse(&bytes)?
         } else {

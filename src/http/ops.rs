@@ -95,6 +95,7 @@ pub(super) async fn refresh(backends: &Backends) {
     refresh_queue(backends).await;
     gauge!("fanfold_store_up").set(f64::from(u8::from(backends.store.check().is_ok())));
     gauge!("fanfold_revisions_up").set(f64::from(u8::from(backends.revisions.fence().await.is_ok())));
+    gauge!("fanfold_waiters").set(backends.revisions.waiters() as f64);
     telemetry::refresh_process_metrics();
 }
 

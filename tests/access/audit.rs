@@ -164,3 +164,34 @@ async fn who_asks_for_posts_of_others_is_audited() {
     assert_eq!(service.ask(&shop, "GET", &format!("/v1/posts/{theirs}"), Value::Null).await.status(), 200);
     assert_eq!(service.lines().len(), before, "one's own is no attempt");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_until_their_key_is_revoked_is_audited_as_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let backend = key(dir.path(), "backend", "viewers").await;
+    let (admin, scraper) = (key(dir.path(), "ops", "admin").await, key(dir.path(), "scraper", "metrics").await);
+    let shop = key(dir.path(), "shop", "publish").await;
+    let service = Logged::start(dir.path(), &[("FANFOLD_ACCESS__MODE", "on")]).await;
+    let page = service.json(&backend, "/v1/viewers/ben/inbox").await;
+    let path = format!("/v1/viewers/ben/revision?since={}&wait=60", page["token"].as_str().expect("a token"));
+    let revoking = async {
+        eventually("a poll waits", async || {
+            let told = service.ask(&scraper, "GET", "/metrics", Value::Null).await.text().await.expect("text");
+            told.lines().any(|line| line == "fanfold_waiters 1")
+        })
+        .await;
+        let revoked = service.ask(&admin, "DELETE", &format!("/v1/keys/{}", backend.id), Value::Null).await;
+        assert_eq!(revoked.status(), 200);
+        let post = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+        assert_eq!(service.ask(&shop, "POST", "/v1/posts", post).await.status(), 202);
+    };
+    let (told, ()) = tokio::join!(service.ask(&backend, "GET", &path, Value::Null), revoking);
+    assert_eq!(told.status(), 401);
+    let told = told.headers()["x-request-id"].to_str().expect("visible").to_owned();
+    let lines = service.lines();
+    let refused: Vec<_> = lines.iter().filter(|line| line.contains("event=\"refused\"")).collect();
+    assert_eq!(refused.len(), 1, "{lines:?}");
+    for part in ["code=\"key_revoked\"", "route=\"/v1/viewers/{viewer_id}/revision\"", &told, "peer=127.0.0.1"] {
+        assert!(refused[0].contains(part), "{part} is not in {}", refused[0]);
+    }
+}

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fanfold::domain::Scope;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -11,9 +12,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::Guarded;
 use crate::support::{Reply, Service};
 use crate::wait::eventually;
+use crate::{Guarded, bearer};
 
 #[tokio::test]
 async fn an_answer_tells_browsers_to_run_and_keep_nothing() {
@@ -176,4 +177,40 @@ async fn a_certificate_that_cannot_be_used_is_told_at_the_start() {
     assert!(error.to_string().contains("does not belong"), "{error}");
     std::fs::set_permissions(dir.path().join("key.pem"), std::fs::Permissions::from_mode(0o644)).expect("set");
     assert_eq!(open("cert.pem", "key.pem").code(), "secret_file_exposed");
+}
+
+#[tokio::test]
+async fn whose_key_is_revoked_while_they_send_a_body_has_done_nothing() {
+    let guarded = Guarded::start().await;
+    let service = &guarded.service;
+    let admin = bearer(&guarded.key("ops", &[Scope::Admin]).await);
+    let leaked = guarded.key("leaked", &[Scope::Admin, Scope::Publish]).await;
+    let keys = async || service.ask("GET", "/v1/keys").header("authorization", &admin).send().await.json();
+    let before = keys().await["keys"].as_array().expect("keys").len();
+    let post = r#"{"type":"t","audience":{"viewers":["ben"]}}"#;
+    let mut slow = Vec::new();
+    for (path, body) in [("/v1/keys", r#"{"name":"back door","scopes":["admin"]}"#), ("/v1/posts", post)] {
+        let mut stream = TcpStream::connect(service.running.addr).await.expect("connected");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n",
+            bearer(&leaked),
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        // The body is asked for: the head has been let in.
+        let mut told = [0; 25];
+        stream.read_exact(&mut told).await.expect("an interim answer");
+        assert_eq!(told.as_slice(), b"HTTP/1.1 100 Continue\r\n\r\n", "{path}");
+        slow.push((path, body, stream));
+    }
+    let revoke = service.ask("DELETE", &format!("/v1/keys/{}", leaked.id)).header("authorization", &admin);
+    assert_eq!(revoke.send().await.status, 200);
+    for (path, body, mut stream) in slow {
+        stream.write_all(body.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("\"key_revoked\""), "{path}: {answer}");
+    }
+    assert_eq!(keys().await["keys"].as_array().expect("keys").len(), before, "there is no new key");
 }
