@@ -24,30 +24,26 @@ use crate::serving::{announce, answer_questions, serve};
 pub async fn run(arguments: &[String]) -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["worker", cluster] => worker(cluster).await,
+        ["worker", cluster] => worker(cluster, Role::Fanout).await,
+        ["relay", cluster] => worker(cluster, Role::Relay).await,
         ["api", cluster] => api(cluster).await,
         ["bare-redis", cluster, key] => serve(bare_redis(cluster, key).await?).await,
-        ["raw-page", cluster] => serve(page_arm::router(&join(cluster)?).await?).await,
+        ["raw-page", cluster] => serve(page_arm::router(&Cluster::named(cluster)?).await?).await,
         _ => Err(format!("no arm {words:?}").into()),
     }
 }
 
-/// A cluster that is there already.
-fn join(name: &str) -> Result<Cluster> {
-    Ok(Cluster { name: name.to_owned(), config: config(name)? })
-}
-
-/// A worker, wired, configured and logging as `fanfold-fanout` has it. Asked to `flush`, it answers when the broker has
-/// been told of all that is finished.
-async fn worker(cluster: &str) -> Result<()> {
+/// A worker, wired, configured and logging as `fanfold-fanout` or `fanfold-relay` has it. Asked to `flush`, it answers when
+/// the broker has been told of all that is finished.
+async fn worker(cluster: &str, role: Role) -> Result<()> {
     let config = config(cluster)?;
     telemetry::init_logging(&config.log)?;
     // The runtime that this runs on only waits.
-    tokio::task::spawn_blocking(move || service::runtime(&config)?.block_on(work(config.clone()))).await?
+    tokio::task::spawn_blocking(move || service::runtime(&config)?.block_on(work(config.clone(), role))).await?
 }
 
-async fn work(config: Config) -> Result<()> {
-    let worker = Worker::start(Role::Fanout, &config, Clock::system()).await?;
+async fn work(config: Config, role: Role) -> Result<()> {
+    let worker = Worker::start(role, &config, Clock::system()).await?;
     announce(&worker.addr.to_string())?;
     let (queue, runtime) = (worker.backends.queue.clone(), Handle::current());
     answer_questions(move |line| {
@@ -79,7 +75,7 @@ struct Bare {
 /// One read over one connection that all requests share, 304 and a constant if it is what it was: what an unchanged poll
 /// costs when nothing else is looked at.
 async fn bare_redis(cluster: &str, key: &str) -> Result<Router> {
-    let mut redis = join(cluster)?.redis().await?;
+    let mut redis = Cluster::named(cluster)?.redis().await?;
     let head = head(&mut redis, key).await?;
     if head.len() != 16 {
         return Err(format!("there is no record under {key}").into());

@@ -71,12 +71,28 @@ pub fn config(name: &str) -> Result<Config> {
 }
 
 impl Cluster {
-    /// A fresh one.
+    /// That of this run; fresh.
     pub async fn create() -> Result<Self> {
-        let name = format!("fanfold_bench_{}", std::process::id());
-        let config = config(&name)?;
-        console::migrate(&config).await?;
-        Ok(Self { name, config })
+        let cluster = Self::named(&format!("fanfold_bench_{}", std::process::id()))?;
+        cluster.migrate().await?;
+        Ok(cluster)
+    }
+
+    /// One more of this run, of which nothing is there before [`Cluster::migrate`]. With a cluster goes whatever begins
+    /// with its name, so none of a run has a name that begins with another's.
+    pub fn another(what: &str) -> Result<Self> {
+        Self::named(&format!("fanfold_bench_{what}_{}", std::process::id()))
+    }
+
+    /// The one of that name, whether or not anything of it is there.
+    pub fn named(name: &str) -> Result<Self> {
+        Ok(Self { name: name.to_owned(), config: config(name)? })
+    }
+
+    /// Makes its keyspace.
+    pub async fn migrate(&self) -> Result<()> {
+        console::migrate(&self.config).await?;
+        Ok(())
     }
 
     /// The raw driver, with as many connections as the service has.
@@ -98,7 +114,7 @@ impl Cluster {
         Ok(redis::Client::open(url.expose())?.get_multiplexed_async_connection().await?)
     }
 
-    /// Takes everything of this run away.
+    /// Takes everything of it away, however little is there.
     pub async fn remove(&self) -> Result<()> {
         let broker = self.broker().await?;
         let channel = broker.create_channel().await?;
@@ -123,7 +139,7 @@ impl Cluster {
                 break;
             }
         }
-        self.session().await?.query_unpaged(format!("DROP KEYSPACE {}", self.name), ()).await?;
+        self.session().await?.query_unpaged(format!("DROP KEYSPACE IF EXISTS {}", self.name), ()).await?;
         Ok(())
     }
 }

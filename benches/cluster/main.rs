@@ -7,6 +7,7 @@
 
 mod arms;
 mod cluster;
+mod deployment;
 mod page_arm;
 mod raw;
 mod scenarios;
@@ -28,8 +29,14 @@ mod client;
 #[path = "../embedded/context.rs"]
 mod context;
 #[allow(dead_code)]
+#[path = "../embedded/fairness_phases.rs"]
+mod fairness_phases;
+#[allow(dead_code)]
 #[path = "../embedded/findings.rs"]
 mod findings;
+#[allow(dead_code)]
+#[path = "../embedded/keys.rs"]
+mod keys;
 #[allow(dead_code)]
 #[path = "../embedded/load.rs"]
 mod load;

@@ -107,7 +107,8 @@ impl Source {
     }
 }
 
-async fn open_records(revisions: &Revisions, viewers: usize) -> Result<()> {
+/// Makes records for the first `viewers`, as if each had read.
+pub async fn open_records(revisions: &Revisions, viewers: usize) -> Result<()> {
     let ids = (0..viewers).map(|n| ViewerId::parse("viewer", &posts::viewer(n))).collect::<Result<Vec<_>, _>>()?;
     let opened = futures::stream::iter(ids).map(async |viewer| revisions.open(&viewer).await);
     Ok(opened.buffer_unordered(64).try_for_each(async |_| Ok(())).await?)

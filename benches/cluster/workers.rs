@@ -10,8 +10,9 @@ use crate::child::Child;
 use crate::client::{Connection, get};
 use crate::cluster::Bench;
 use crate::measure::{Result, Sample};
+use crate::posts::Audiences;
 use crate::raw::{Form, RawRows};
-use crate::source::{Source, rows_of};
+use crate::source::{Source, population, rows_of};
 
 /// How often to look whether all rows are written: seldom enough that looking costs nothing.
 const LOOK: Duration = Duration::from_millis(20);
@@ -19,6 +20,13 @@ const LOOK: Duration = Duration::from_millis(20);
 const CATCH_UP: Duration = Duration::from_secs(180);
 /// Posts between two looks while warming up.
 const WARM_UP_POSTS: usize = 20;
+/// Viewers of a small post of the warm-up.
+const FEW: usize = 10;
+/// Small posts between two looks.
+const FEW_POSTS: usize = 100;
+
+/// The series of rows that a worker has written, those that were written twice included.
+pub const WRITTEN: &str = "fanfold_fanout_rows_total{result=\"written\"}";
 
 /// Some workers.
 #[derive(Debug)]
@@ -90,12 +98,14 @@ pub async fn metric(connection: &mut Connection, series: &str) -> Result<u64> {
 async fn written(sides: &mut [Connection]) -> Result<u64> {
     let mut rows = 0;
     for side in sides {
-        rows += metric(side, "fanfold_fanout_rows_total{result=\"written\"}").await?;
+        rows += metric(side, WRITTEN).await?;
     }
     Ok(rows)
 }
 
-/// Writes so many rows by turns as the arms will, before anything is measured: Cassandra compiles as it goes.
+/// Writes so many rows by turns as the arms will, before anything is measured: Cassandra compiles as it goes. One in ten of
+/// them in small posts, for what is asked and noted of each chunk: of usual posts so many rows have six hundred, and nothing
+/// is compiled in full that ran so seldom.
 pub async fn warm_up(bench: &Bench, rows: usize) -> Result<()> {
     if rows == 0 {
         return Ok(());
@@ -106,6 +116,11 @@ pub async fn warm_up(bench: &Bench, rows: usize) -> Result<()> {
     let mut source = Source::open(bench, 0).await?;
     let mut workers = Workers::start(bench, "warm-up", 1).await?;
     let mut done = 0;
+    let mut few = Audiences::new(population(bench), FEW, 0);
+    while done < rows as u64 / 10 {
+        let tasks = source.tasks_for(&few.draw(), FEW_POSTS).await?;
+        done += workers.fan_out(&source, tasks).await?.ops;
+    }
     while done < rows as u64 {
         let tasks = source.tasks(WARM_UP_POSTS.min(rows.div_ceil(1_000)).max(1)).await?;
         let form = Form { rows: 10, in_flight: 128 };

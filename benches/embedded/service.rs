@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fanfold::access::{NewKey, parse_scopes};
 use fanfold::domain::Lane;
 use fanfold::ports::Path as ReadPath;
 use tempfile::TempDir;
@@ -11,6 +10,7 @@ use tempfile::TempDir;
 use crate::child::Child;
 use crate::client::{Connection, Request, get, with_key};
 use crate::context::{self, Context};
+use crate::keys::Keys;
 use crate::load;
 use crate::measure::Result;
 use crate::posts;
@@ -72,25 +72,13 @@ impl Service {
         Self::start_arm(context, "service-moved", name, settings).await
     }
 
-    /// Starts one with access control, and a key for each of `producers`. Questions beside the load are asked with one
-    /// that may read everything.
-    pub async fn start_guarded(context: &Context, name: &str, producers: &[&str]) -> Result<(Self, Vec<String>)> {
+    /// Starts one with access control, and makes the keys to it. Questions beside the load are asked with the one that may
+    /// read everything.
+    pub async fn start_guarded(context: &Context, name: &str) -> Result<(Self, Keys)> {
         let folder = context.fresh_folder(name)?;
-        let config = context::config(folder.path())?;
-        let book = fanfold::service::open_keys(&config).await?;
-        let make = async |name: &str, scopes: &[&str]| -> Result<String> {
-            let scopes = parse_scopes(scopes.iter().copied())?;
-            let order = NewKey { name: name.to_owned(), producer: None, scopes, ttl: None };
-            Ok(book.create(&order).await?.text.reveal())
-        };
-        let mut keys = Vec::new();
-        for producer in producers {
-            keys.push(make(producer, &["publish"]).await?);
-        }
-        let all_seeing = make("bench", &["read", "viewers", "metrics"]).await?;
-        drop(book);
+        let keys = Keys::make(&context::config(folder.path())?).await?;
         let mut service = Self::start_in(context, "service", name, folder, &[("FANFOLD_ACCESS__MODE", "on")]).await?;
-        service.key = Some(all_seeing);
+        service.key = Some(keys.all_seeing.clone());
         Ok((service, keys))
     }
 
@@ -113,13 +101,7 @@ impl Service {
 
     /// A question as the service has to be asked.
     fn asked(&self, question: Request) -> Request {
-        self.asking()(question)
-    }
-
-    /// What makes a question one that the service answers.
-    pub fn asking(&self) -> impl Fn(Request) -> Request + Send + Sync + use<> {
-        let key = self.key.clone();
-        move |question| match &key {
+        match &self.key {
             Some(key) => with_key(&question, key),
             None => question,
         }

@@ -2,8 +2,9 @@
 
 use crate::cluster::Bench;
 use crate::findings::{Comparison, Figure, Findings};
-use crate::measure::{Limit, Measure, Pair, Result};
+use crate::measure::{Limit, Measure, Pair, Result, Sample, Spread};
 use crate::raw::RawRows;
+use crate::servers::{Snapshot, Usage};
 use crate::source::Source;
 use crate::workers::Workers;
 
@@ -17,11 +18,21 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
     workers.fan_out(&source, tasks).await?;
     let (form, rate) = raw.best(bench, &mut source).await?;
     let mut pairs = Vec::new();
+    let mut usages = [Vec::new(), Vec::new()];
     for number in 0..context.pairs {
         context.say_pair("fanout", number);
-        let tasks = source.tasks(context.size(120, 4)).await?;
-        let ours = workers.fan_out(&source, tasks.clone()).await?;
-        let other = raw.measured(&tasks, form).await?;
+        let tasks = source.tasks(context.size(240, 4)).await?;
+        // What one arm leaves behind, tables to be written out and merged, the next one pays for: they take turns at it.
+        let measured = if number % 2 == 0 {
+            let ours = usage(bench, workers.fan_out(&source, tasks.clone())).await?;
+            (ours, usage(bench, raw.measured(&tasks, form)).await?)
+        } else {
+            let other = usage(bench, raw.measured(&tasks, form)).await?;
+            (usage(bench, workers.fan_out(&source, tasks)).await?, other)
+        };
+        let (ours, other) = (measured.0.1, measured.1.1);
+        usages[0].push(measured.0);
+        usages[1].push(measured.1);
         pairs.push(Pair { ours, other });
     }
     workers.stop().await?;
@@ -43,5 +54,29 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
     ];
     let mut findings = Findings::from(comparison);
     findings.add(figures.into());
+    findings.add(costs("fan-out", &usages[0]).into());
+    findings.add(costs("the raw driver", &usages[1]).into());
     Ok(findings)
+}
+
+/// A run with what the servers used meanwhile.
+async fn usage(bench: &Bench, run: impl Future<Output = Result<Sample>>) -> Result<(Usage, Sample)> {
+    let before = Snapshot::take(&bench.stack)?;
+    let sample = run.await?;
+    Ok((before.until_now(&bench.stack)?, sample))
+}
+
+/// What a row cost each server, and all of the machine, while `who` wrote: the median of all runs.
+fn costs(who: &str, runs: &[(Usage, Sample)]) -> Vec<Figure> {
+    let per_row = |cores: f64, run: &Sample| cores * run.wall_s * 1e6 / run.ops.max(1) as f64;
+    let figure = |name: &str, of: &dyn Fn(&Usage) -> f64| {
+        let cost = Spread::of(runs.iter().map(|(usage, run)| per_row(of(usage), run))).median;
+        Figure::new("fanout", format!("{who}: {name}"), cost, "CPU µs/row")
+    };
+    let servers = runs.first().map_or(&[][..], |(usage, _)| &usage.servers).iter().enumerate();
+    let mut figures: Vec<Figure> = servers
+        .map(|(at, (name, _))| figure(name, &|usage| usage.servers.get(at).map_or(0.0, |(_, cores)| *cores)))
+        .collect();
+    figures.push(figure("all of the machine", &|usage| usage.machine));
+    figures
 }

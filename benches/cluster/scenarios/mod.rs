@@ -1,5 +1,6 @@
 //! The scenarios, one file each.
 
+pub mod fairness;
 pub mod fanout;
 pub mod page;
 pub mod poll;
@@ -11,7 +12,7 @@ use crate::findings::Findings;
 use crate::measure::Result;
 
 /// All of them, in the order in which they run.
-pub const ALL: [&str; 5] = ["fanout", "poll", "publish", "page", "scale"];
+pub const ALL: [&str; 6] = ["fanout", "poll", "publish", "page", "scale", "fairness"];
 
 /// Runs the scenario of that name.
 pub async fn run(name: &str, bench: &Bench) -> Result<Findings> {
@@ -21,6 +22,7 @@ pub async fn run(name: &str, bench: &Bench) -> Result<Findings> {
         "publish" => publish::run(bench).await,
         "page" => page::run(bench).await,
         "scale" => scale::run(bench).await,
+        "fairness" => fairness::run(bench).await,
         _ => Err(format!("there is no scenario {name}; there are {}", ALL.join(", ")).into()),
     }
 }
