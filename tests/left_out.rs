@@ -14,6 +14,12 @@ fn the_faults_of_a_running_cluster() {
     left_out("tests/faults", "faults");
 }
 
+#[cfg(not(feature = "faults"))]
+#[test]
+fn defects_planted_in_processes() {
+    left_out("tests/bad_days: poison, workers; tests/contract: a killed sweep", "faults");
+}
+
 #[cfg(not(feature = "tls"))]
 #[test]
 fn encrypted_connections_to_the_servers() {

@@ -44,7 +44,7 @@ pub async fn check(known: &mut Known, keyspace: &Keyspace, healed: Instant, plan
         verdict.wrong.push(format!("not drained {wait:?} after healing: {left:?}"));
     }
     // The 5 seconds are part of the promise, not luck: an "unchanged" may be late by them.
-    tokio::time::sleep(LATE).await;
+    tokio::time::sleep_until((healed + LATE).into()).await;
     let Known { world, devices, .. } = &mut *known;
     for device in devices.iter_mut() {
         if compare(world, device, &mut verdict).await.is_none() {
