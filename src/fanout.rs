@@ -2,6 +2,8 @@
 //! killed anywhere, the task comes again and does no harm.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -64,10 +66,10 @@ pub enum Outcome {
 impl Fanout {
     /// Works through a lane until `stop`, with as many tasks in hand as `limits` says; finishes what it has in hand.
     pub async fn work(&self, lane: Lane, mut limits: watch::Receiver<LaneLimits>, stop: CancellationToken) {
-        let mut in_hand = JoinSet::new();
+        let (mut in_hand, parts) = (JoinSet::new(), Arc::new(AtomicU32::new(0)));
         loop {
-            let tasks = limits.borrow_and_update().tasks as usize;
-            let room = in_hand.len() < tasks;
+            let tasks = limits.borrow_and_update().tasks;
+            let room = parts.load(Ordering::Relaxed) < tasks.saturating_mul(Task::WHOLE);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -76,8 +78,11 @@ impl Fanout {
                 Ok(()) = limits.changed() => {}
                 next = self.queue.next(lane), if room => match next {
                     Ok(Some(delivery)) => {
-                        let this = self.clone();
-                        in_hand.spawn(async move { this.handle(delivery).await });
+                        let (this, place) = (self.clone(), Place::take(&parts, self.parts(&delivery.task)));
+                        in_hand.spawn(async move {
+                            this.handle(delivery).await;
+                            drop(place);
+                        });
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -88,6 +93,13 @@ impl Fanout {
             }
         }
         while in_hand.join_next().await.is_some() {}
+    }
+
+    /// As how much a task counts among those in hand. In a cluster it waits for servers most of the time: small ones share a
+    /// place, or a few of them would keep all places of a worker that has next to nothing to do. Embedded it waits for a
+    /// commit that all of them share, and a place is one task's.
+    fn parts(&self, task: &Task) -> u32 {
+        if self.queue.is_remote() { task.parts() } else { Task::WHOLE }
     }
 
     async fn handle(&self, delivery: Delivery) {
@@ -243,6 +255,22 @@ impl Fanout {
             let age = self.clock.now().since(post.id.time());
             histogram!("fanfold_publish_to_visible_seconds").record(age.as_secs_f64());
         }
+    }
+}
+
+/// What a task takes up among those in hand, until it is finished with or was dropped.
+struct Place(Arc<AtomicU32>, u32);
+
+impl Place {
+    fn take(all: &Arc<AtomicU32>, parts: u32) -> Self {
+        all.fetch_add(parts, Ordering::Relaxed);
+        Self(Arc::clone(all), parts)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 

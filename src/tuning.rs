@@ -10,6 +10,8 @@ use tracing::{debug, info, warn};
 
 use crate::adapters::{Queue, Store};
 use crate::clock::Clock;
+#[cfg(doc)]
+use crate::domain::Task;
 use crate::domain::{Knob, Lane, Time, Tuning, WorkerReport};
 use crate::error::Result;
 use crate::ports::Control as _;
@@ -131,7 +133,7 @@ fn process_name() -> String {
 /// How a lane is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneLimits {
-    /// Tasks in hand at the same time; none while paused.
+    /// Whole tasks in hand at the same time, or as much in small ones ([`Task::parts`]); none while paused.
     pub tasks: u32,
 }
 

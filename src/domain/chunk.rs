@@ -104,7 +104,20 @@ pub struct Task {
     pub trace: Option<TraceId>,
 }
 
+/// Viewers for which a task counts as one part of a whole one.
+const VIEWERS_A_PART: usize = 20;
+
 impl Task {
+    /// As how many parts a task counts that is as much as any: one of 500 viewers, a chunk of the default size.
+    pub const WHOLE: u32 = 25;
+
+    /// How much of a whole task's work this one is, at least one part. What asks servers a few times for a single row is no
+    /// more than that; what is larger than the default is whole all the same.
+    pub fn parts(&self) -> u32 {
+        let parts = u32::try_from(self.chunk.viewers.len() / VIEWERS_A_PART).unwrap_or(u32::MAX);
+        parts.clamp(1, Self::WHOLE)
+    }
+
     /// What ties its log lines together. What was not brought by a request is the post's own: whoever drives the task
     /// again, now or after a restart, comes to the same.
     pub fn trace(&self) -> TraceId {

@@ -84,6 +84,12 @@ fn task(no: u32) -> Task {
     Task { post_id: post_at(START, 1).id, version: 1, chunk, lane: Lane::Small, attempt: 0, trace: None }
 }
 
+/// One that is as much work as any.
+fn whole(no: u32) -> Task {
+    let viewers = (0..500).map(|n| viewer(&format!("v{n}"))).collect();
+    Task { chunk: Chunk { no, viewers }, ..task(no) }
+}
+
 /// A channel of the test's own.
 pub async fn channel(url: &str) -> (Connection, Channel) {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("connected");
@@ -369,7 +375,7 @@ async fn who_posts_little_passes_floods_that_fill_all_queues_but_the_quiet_one()
     // As many as it takes for their pairs to be all of the seven; a hundred tasks at once are not little.
     for flood in 0..20 {
         let producer = ProducerId::parse("producer", &format!("flood-{flood}")).expect("valid");
-        let tasks = (0..100).map(task).collect();
+        let tasks = (0..100).map(whole).collect();
         assert_eq!(queue.publish(&producer, tasks).await.expect("published"), 100);
     }
     messages(2_000, async || queue.depth(Lane::Small).await.expect("asked")).await;

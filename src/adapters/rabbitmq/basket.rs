@@ -1,5 +1,7 @@
-//! What a lane of this process has at hand and nobody has in hand yet: a line for each of the lane's queues. The first of
-//! one of `n` lines is handed out after at most `n - 1` others, however many are at hand in those.
+//! What a lane of this process has at hand and nobody has in hand yet: a line for each of the lane's queues. Lines take
+//! turns by the work in their tasks, a whole task's worth each (deficit round robin: Shreedhar and Varghese 1995, with what
+//! a turn was overdrawn taken off the next). So the first of one of `n` lines is handed out after at most `n - 1` whole tasks,
+//! however many are at hand; and who has many small ones is not slower than who has few large ones.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -7,7 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::domain::Task;
 use crate::ports::Delivery;
+
+/// The parts that a line may hand out in a turn.
+const TURN: i64 = Task::WHOLE as i64;
 
 /// The lines, which take turns.
 #[derive(Debug)]
@@ -18,31 +24,59 @@ pub struct Basket {
 
 #[derive(Debug)]
 struct Lines {
-    lines: Vec<VecDeque<Delivery>>,
+    lines: Vec<Line>,
     /// Whose turn it is.
     turn: usize,
 }
 
+#[derive(Debug, Default)]
+struct Line {
+    tasks: VecDeque<Delivery>,
+    /// The parts it may still hand out in its turn; fewer than none when its last one was more than was left.
+    left: i64,
+}
+
 impl Lines {
     fn pop(&mut self) -> Option<Delivery> {
-        let count = self.lines.len();
-        let at = (0..count).map(|step| (self.turn + step) % count).find(|at| !self.lines[*at].is_empty())?;
-        self.turn = (at + 1) % count;
-        self.lines[at].pop_front()
+        // Once around, and then the line whose turn was over at the beginning.
+        for _ in 0..=self.lines.len() {
+            if let Some(delivery) = self.lines.get_mut(self.turn)?.pop() {
+                return Some(delivery);
+            }
+            self.turn = (self.turn + 1) % self.lines.len();
+            let next = self.lines.get_mut(self.turn)?;
+            next.left = next.left.min(0) + TURN;
+        }
+        None
+    }
+}
+
+impl Line {
+    /// The next one of this turn. Who has nothing saves nothing, and owes nothing.
+    fn pop(&mut self) -> Option<Delivery> {
+        if self.left <= 0 {
+            return None;
+        }
+        let Some(delivery) = self.tasks.pop_front() else {
+            self.left = 0;
+            return None;
+        };
+        self.left -= i64::from(delivery.task.parts());
+        Some(delivery)
     }
 }
 
 impl Basket {
     /// With so many lines. They are as long as the broker's prefetch lets them be.
     pub fn new(lines: usize) -> Self {
-        let lines = (0..lines).map(|_| VecDeque::new()).collect();
+        let lines = (0..lines).map(|_| Line::default()).collect();
         Self { lines: Mutex::new(Lines { lines, turn: 0 }), arrived: Notify::new() }
     }
 
     /// Adds to a line.
     pub fn put(&self, line: usize, delivery: Delivery) {
         if let Some(line) = self.lines().lines.get_mut(line) {
-            line.push_back(delivery);
+            line.tasks.push_back(delivery);
         }
         self.arrived.notify_one();
     }
@@ -67,12 +101,12 @@ impl Basket {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.lines().lines.iter().map(VecDeque::len).sum()
+        self.lines().lines.iter().map(|line| line.tasks.len()).sum()
     }
 
     /// Forgets all.
     pub fn clear(&self) {
-        self.lines().lines.iter_mut().for_each(VecDeque::clear);
+        self.lines().lines.iter_mut().for_each(|line| line.tasks.clear());
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -83,17 +117,23 @@ impl Basket {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::domain::{Chunk, Lane, PostId, Task};
+    use crate::domain::{Chunk, Lane, PostId, ViewerId};
+
+    fn sized(tag: u64, viewers: usize) -> Delivery {
+        let viewers = (0..viewers).map(|n| ViewerId::parse("v", &format!("v{n}")).expect("valid")).collect();
+        let (chunk, post_id) = (Chunk { no: 0, viewers }, PostId::from_bytes([0; 16]));
+        Delivery { task: Task { post_id, version: 1, chunk, lane: Lane::Small, attempt: 0, trace: None }, tag }
+    }
 
     fn delivery(tag: u64) -> Delivery {
-        let chunk = Chunk { no: 0, viewers: Arc::from([]) };
-        let post_id = PostId::from_bytes([0; 16]);
-        Delivery { task: Task { post_id, version: 1, chunk, lane: Lane::Small, attempt: 0, trace: None }, tag }
+        sized(tag, 500)
+    }
+
+    fn order(basket: &Basket) -> Vec<u64> {
+        std::iter::from_fn(|| basket.try_next()).map(|delivery| delivery.tag).collect()
     }
 
     #[test]
@@ -102,11 +142,34 @@ mod tests {
         for (line, tag) in [(0, 1), (0, 2), (0, 3), (2, 4), (2, 5), (1, 6)] {
             basket.put(line, delivery(tag));
         }
-        let order: Vec<u64> = std::iter::from_fn(|| basket.try_next()).map(|delivery| delivery.tag).collect();
-        assert_eq!(order, [1, 6, 4, 2, 5, 3]);
+        let mut order = order(&basket);
+        // Whose turn it is at the beginning is nobody's business: the first line's comes last.
+        order.rotate_right(1);
+        assert_eq!(order, [3, 6, 4, 1, 5, 2]);
         basket.put(1, delivery(7));
         basket.clear();
         assert!(basket.try_next().is_none());
+    }
+
+    #[test]
+    fn a_turn_is_as_much_work_in_small_tasks_as_in_large_ones() {
+        let basket = Basket::new(2);
+        (0..100).for_each(|tag| basket.put(0, sized(tag, 1)));
+        (100..104).for_each(|tag| basket.put(1, delivery(tag)));
+        let order = order(&basket);
+        let large: Vec<usize> = (100..104).filter_map(|tag| order.iter().position(|next| *next == tag)).collect();
+        assert_eq!(large, [0, 26, 52, 78], "25 small ones between two large ones: {order:?}");
+    }
+
+    #[test]
+    fn what_a_turn_was_overdrawn_comes_off_the_next() {
+        let basket = Basket::new(2);
+        // 24 and 25 parts are one turn of 49; what follows has one part.
+        for (tag, viewers) in [(1, 480), (2, 500), (3, 20), (4, 20)] {
+            basket.put(0, sized(tag, viewers));
+        }
+        (10..14).for_each(|tag| basket.put(1, delivery(tag)));
+        assert_eq!(order(&basket), [10, 1, 2, 11, 3, 12, 4, 13]);
     }
 
     #[tokio::test]

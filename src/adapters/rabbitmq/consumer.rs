@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::acks::Acks;
 use super::basket::Basket;
+use super::fair::QUIET;
 use super::topology::{self, cannot, queue_name, within};
 use super::{Pauses, RabbitOptions, codec};
 use crate::domain::{Lane, Task};
@@ -214,10 +215,11 @@ impl Consumer {
     /// Each by itself: what is at hand of a flood keeps nothing of another queue from being at hand too, and in its turn.
     async fn subscribe(&self, session: &Session, at_hand: u16) -> Result<Subscriptions> {
         let (limit, queues) = (self.options.timeout, self.options.fair_queues);
-        let qos = session.channel.basic_qos(at_hand_each(at_hand, queues), BasicQosOptions::default());
-        within(limit, "set the prefetch", qos).await?;
         let mut subscriptions = Subscriptions::default();
         for queue in 0..queues {
+            // It holds for the subscriptions that follow.
+            let qos = session.channel.basic_qos(at_hand_each(at_hand, queues, queue), BasicQosOptions::default());
+            within(limit, "set the prefetch", qos).await?;
             let name = format!("{CONSUMER_TAG}-{:x}", rand::random::<u64>());
             let (from, options) = (queue_name(&self.options, self.lane, queue), BasicConsumeOptions::default());
             let consuming = session.channel.basic_consume(from, name.into(), options, FieldTable::default());
@@ -296,12 +298,17 @@ impl Subscriptions {
     }
 }
 
-/// How many tasks each of a lane's queues has at hand for two of them to have `at_hand`.
-fn at_hand_each(at_hand: u16, queues: usize) -> u16 {
-    // All of it by the only one that a producer has.
-    let half = if queues > 2 { at_hand.div_ceil(2) } else { at_hand };
+/// How many tasks a queue of a lane has at hand for two of them to have `at_hand`. The quiet one as much as the others in
+/// small tasks: a few of those do not keep a worker busy that waits for its servers, and the others would stand in the broker.
+fn at_hand_each(at_hand: u16, queues: usize, queue: usize) -> u16 {
     let bound = u16::try_from(AT_HAND_MAX / queues.max(1)).unwrap_or(u16::MAX);
-    half.min(bound).max(1)
+    let each = match queues {
+        // All of it by the only one that a producer has.
+        0..=2 => at_hand,
+        _ if queue == QUIET => at_hand.div_ceil(2).saturating_mul(Task::WHOLE as u16),
+        _ => at_hand.div_ceil(2),
+    };
+    each.min(bound).max(1)
 }
 
 /// Waits until a connection is no more.
@@ -355,9 +362,11 @@ mod tests {
 
     #[test]
     fn two_queues_together_have_at_hand_what_is_configured() {
-        let each = |at_hand: u16, queues: usize| at_hand_each(at_hand, queues);
+        let each = |at_hand: u16, queues: usize| at_hand_each(at_hand, queues, 1);
         assert_eq!([each(32, 8), each(32, 2), each(33, 3), each(1, 8)], [16, 32, 17, 1]);
-        assert_eq!(each(32, 1), 32);
+        assert_eq!(at_hand_each(32, 1, QUIET), 32);
         assert_eq!([each(1_000, 8), each(1_000, 64)], [500, 62], "a lane has a bound of its own");
+        let quiet = |at_hand: u16, queues: usize| at_hand_each(at_hand, queues, QUIET);
+        assert_eq!([quiet(32, 8), quiet(1, 8), quiet(32, 2), quiet(1_000, 64)], [400, 25, 32, 62]);
     }
 }
