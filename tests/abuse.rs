@@ -9,26 +9,34 @@ use std::time::{Duration, Instant};
 
 use process::Service;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
 
-/// How long a client may take for its head, and for its body.
+/// How long a client may take for its head, for its body, and to go on reading its answer.
 const TIMEOUT_MS: u64 = 1_000;
 /// Bad clients of a kind at the same time.
 const CLIENTS: usize = 100;
+/// Those that do not read: fewer, since each has the kernel keep some MB of answers.
+const DEAF: usize = 20;
 
 async fn start(dir: &tempfile::TempDir, more: &[(&str, &str)]) -> Service {
     let timeout = TIMEOUT_MS.to_string();
     let settings = [
         ("FANFOLD_HTTP__HEADER_READ_TIMEOUT_MS", timeout.as_str()),
         ("FANFOLD_HTTP__BODY_READ_TIMEOUT_MS", timeout.as_str()),
+        ("FANFOLD_HTTP__ANSWER_WRITE_TIMEOUT_MS", timeout.as_str()),
     ];
     let settings: Vec<_> = settings.into_iter().chain(more.iter().copied()).collect();
     Service::start(dir.path(), &settings).await
 }
 
 async fn connect(service: &Service) -> TcpStream {
-    let address = service.url();
-    TcpStream::connect(address.trim_start_matches("http://")).await.expect("connected")
+    connect_by(service, TcpSocket::new_v4().expect("a socket")).await
+}
+
+async fn connect_by(service: &Service, socket: TcpSocket) -> TcpStream {
+    let address = service.url().trim_start_matches("http://").parse().expect("an address");
+    socket.connect(address).await.expect("connected")
 }
 
 /// What one bad client does until it is cut; what it was told.
@@ -64,6 +72,34 @@ async fn good_client(url: String, stop: Arc<AtomicBool>) -> (u32, Duration) {
     (count, longest)
 }
 
+/// Asks and asks and reads nothing until it is cut; how long that took.
+async fn ask_only(mut stream: TcpStream) -> Duration {
+    let begun = Instant::now();
+    let requests = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20);
+    // As long as it is connected it can only wait to send: the service takes no further requests while answers wait.
+    let asking = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_millis(TIMEOUT_MS * 20), asking).await.expect("cut");
+    begun.elapsed()
+}
+
+/// Asks once and is answered; the connection, which may be kept.
+async fn is_answered(mut stream: TcpStream) -> TcpStream {
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    let mut status = [0; 12];
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut status)).await;
+    read.expect("in time").expect("answered");
+    assert_eq!(&status, b"HTTP/1.1 200");
+    stream
+}
+
+/// Stops the good client: it was served all the while.
+async fn was_served(good: JoinHandle<(u32, Duration)>, stop: &AtomicBool, beside: &str) {
+    stop.store(true, Ordering::Relaxed);
+    let (polls, longest) = good.await.expect("served all the while");
+    println!("{polls} polls beside {beside}, the longest {longest:?}");
+    assert!(polls > 10 && longest < Duration::from_secs(5), "{polls} polls, the longest {longest:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_clients_are_cut_and_others_are_served() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -91,10 +127,63 @@ async fn slow_clients_are_cut_and_others_are_served() {
     }
     assert!(timeouts >= CLIENTS, "slow bodies are told why: {timeouts}");
     assert!(begun.elapsed() < Duration::from_millis(TIMEOUT_MS * 20), "{:?}", begun.elapsed());
-    stop.store(true, Ordering::Relaxed);
-    let (polls, longest) = good.await.expect("served all the while");
-    println!("{polls} polls beside {} slow clients, the longest {longest:?}", 4 * CLIENTS);
-    assert!(polls > 10 && longest < Duration::from_secs(5), "{polls} polls, the longest {longest:?}");
+    was_served(good, &stop, &format!("{} slow clients", 4 * CLIENTS)).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_are_cut_and_others_are_served() {
+    let dir = tempfile::tempdir().expect("a folder");
+    // No other limit can be what cuts them.
+    let patient = [("FANFOLD_HTTP__HEADER_READ_TIMEOUT_MS", "600000"), ("FANFOLD_HTTP__IDLE_TIMEOUT_S", "3600")];
+    let service = start(&dir, &patient).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let good = tokio::spawn(good_client(service.url(), Arc::clone(&stop)));
+    let mut bad = Vec::new();
+    for _ in 0..DEAF {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        // Little room on this side: what the service has to say stays with it.
+        socket.set_recv_buffer_size(4_096).expect("set");
+        socket.set_send_buffer_size(4_096).expect("set");
+        bad.push(tokio::spawn(ask_only(connect_by(&service, socket).await)));
+    }
+    for client in bad {
+        let lasted = client.await.expect("cut in time");
+        assert!(lasted >= Duration::from_millis(TIMEOUT_MS), "cut before its time: {lasted:?}");
+    }
+    was_served(good, &stop, &format!("{DEAF} clients that do not read")).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_of_one_address_keep_nobody_else_out() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let limits = [("FANFOLD_HTTP__CONNECTIONS_MAX", "50"), ("FANFOLD_HTTP__CONNECTIONS_PER_ADDRESS_MAX", "40")];
+    let service = start(&dir, &limits).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let good = tokio::spawn(good_client(service.url(), Arc::clone(&stop)));
+    let elsewhere = async || {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.2:0".parse().expect("an address")).expect("bound");
+        connect_by(&service, socket).await
+    };
+    // Half of them have asked for something and may be idle for long.
+    let mut kept = Vec::new();
+    for _ in 0..30 {
+        kept.push(is_answered(elsewhere().await).await);
+    }
+    // The others say nothing: for ten there is a place until they are cut, the rest are closed at once.
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(tokio::spawn(misbehave(elsewhere().await, "", b"")));
+    }
+    // Who comes only now gets in beside them.
+    is_answered(connect(&service).await).await;
+    for client in silent {
+        assert_eq!(client.await.expect("cut in time"), "");
+    }
+    was_served(good, &stop, "60 idle connections of another address").await;
+    drop(kept);
     service.stop().await;
 }
 

@@ -53,6 +53,7 @@ pub struct Http {
     pub header_read_timeout_ms: u64,
     pub idle_timeout_s: u32,
     pub body_read_timeout_ms: u64,
+    pub answer_write_timeout_ms: u64,
     pub headers_bytes_max: u32,
     pub request_body_bytes_max: u64,
     pub batch_body_bytes_max: u64,

@@ -48,6 +48,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("http.header_read_timeout_ms", whole(100, 10 * MINUTE_MS)),
     ("http.idle_timeout_s", whole(1, DAY_S)),
     ("http.body_read_timeout_ms", whole(100, HOUR_MS)),
+    ("http.answer_write_timeout_ms", whole(100, HOUR_MS)),
     // hyper panics below 8 KiB.
     ("http.headers_bytes_max", whole(8 * KIB, MIB)),
     ("http.request_body_bytes_max", whole(KIB, GIB)),

@@ -7,6 +7,9 @@
 //! hyper asks for a new timer before every request and drops it as soon as the head is there. Each would be put into the
 //! runtime's timers and taken out again, under their lock, for a limit that hardly any request comes near. Here a
 //! connection keeps one timer: it is left where it is while the limit moves on, and moved only when it goes off early.
+//!
+//! A third limit is on the way back: how long an answer may wait for a client that does not read. Its timer is not there
+//! until a write has to wait, which on most connections never happens; from then on it is kept in the same way.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -29,6 +32,8 @@ pub(super) struct Patience {
     pub(super) head: Duration,
     /// From an answer to the first bytes of the next request.
     pub(super) idle: Duration,
+    /// For the next part of an answer, each time that there is no room for it.
+    pub(super) answer: Duration,
 }
 
 impl Patience {
@@ -37,6 +42,7 @@ impl Patience {
         Self {
             head: Duration::from_millis(http.header_read_timeout_ms),
             idle: Duration::from_secs(u64::from(http.idle_timeout_s)),
+            answer: Duration::from_millis(http.answer_write_timeout_ms),
         }
     }
 }
@@ -50,6 +56,16 @@ pub(super) struct HeadTimer(Arc<Shared>);
 pub(super) struct Heard<S> {
     stream: S,
     shared: Arc<Shared>,
+}
+
+/// A socket whose client must take what it is sent: a write fails when it has waited for too long and nothing went out.
+#[derive(Debug)]
+pub(super) struct Taken<S> {
+    stream: S,
+    patience: Duration,
+    /// When the write that waits has waited for too long; `None` while none waits.
+    due: Option<tokio::time::Instant>,
+    kept: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 /// What the timer, its limits and the connection have in common.
@@ -77,7 +93,7 @@ impl Timer for HeadTimer {
     /// `deadline` is that of a head which begins now: hyper asks when it begins to wait.
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         let shared = Arc::clone(&self.0);
-        let Patience { head, idle } = shared.patience;
+        let Patience { head, idle, .. } = shared.patience;
         // The first bytes of a head that came together with the request before it are not told apart from that. All that
         // wins is the time of an idle connection, until the next byte.
         let idle_since = Some(shared.heard.load(Ordering::Relaxed)).filter(|heard| *heard > 0);
@@ -162,9 +178,76 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     }
 }
 
+impl<S> Taken<S> {
+    /// With so much patience for each write.
+    pub(super) fn new(stream: S, patience: Duration) -> Self {
+        Self { stream, patience, due: None, kept: None }
+    }
+
+    /// What a write has come to; an error if it still waits and its time is up.
+    fn bounded(&mut self, written: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.due = None;
+            return written;
+        }
+        let patience = self.patience;
+        // What else wakes the connection meanwhile, such as further requests, wins no time.
+        let due = *self.due.get_or_insert_with(|| tokio::time::Instant::now() + patience);
+        let timer = self.kept.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        loop {
+            ready!(timer.as_mut().poll(context));
+            // One that was left standing by an earlier write goes off early, never late.
+            if timer.deadline() >= due {
+                let error = io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer");
+                return Poll::Ready(Err(error));
+            }
+            timer.as_mut().reset(due);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(context, buf);
+        this.bounded(written, context)
+    }
+
+    /// Not bounded: a socket keeps nothing back that could be flushed, and says so at once even while a write waits.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    /// Not bounded: a socket does not wait for its client here.
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(context, bufs);
+        this.bounded(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::pin::pin;
 
     use hyper::body::Incoming;
     use hyper::server::conn::http1;
@@ -180,7 +263,7 @@ mod tests {
 
     /// That of a connection on which nothing has come yet.
     fn timer() -> HeadTimer {
-        HeadTimer::watch(tokio::io::empty(), Patience { head: LONG, idle: LONG }).0
+        HeadTimer::watch(tokio::io::empty(), Patience { head: LONG, idle: LONG, answer: LONG }).0
     }
 
     #[tokio::test]
@@ -210,7 +293,7 @@ mod tests {
     /// The client's end of a connection whose server answers everything.
     fn connect(head: Duration, idle: Duration) -> DuplexStream {
         let (client, server) = tokio::io::duplex(1 << 10);
-        let (timer, stream) = HeadTimer::watch(server, Patience { head, idle });
+        let (timer, stream) = HeadTimer::watch(server, Patience { head, idle, answer: LONG });
         let answer = |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(String::new())) };
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(head).timer(timer);
@@ -255,5 +338,22 @@ mod tests {
         ask(&mut client).await;
         client.write_all(b"GET / HT").await.expect("sent");
         is_cut(client).await;
+    }
+
+    #[tokio::test]
+    async fn a_write_may_wait_for_so_long_without_a_byte_going_out() {
+        let (mut client, server) = tokio::io::duplex(4);
+        let mut server = Taken::new(server, SHORT);
+        server.write_all(b"full").await.expect("there is room");
+        assert!(futures::poll!(pin!(server.write(b"more"))).is_pending());
+        assert_eq!(client.read_exact(&mut [0; 4]).await.expect("read"), 4);
+        server.write_all(b"more").await.expect("there is room again");
+        // The timer that is left of the first wait is over before the second one begins, and does not end that.
+        tokio::time::sleep(2 * SHORT).await;
+        let begun = Instant::now();
+        assert!(futures::poll!(pin!(server.write(b"rest"))).is_pending());
+        let error = server.write(b"rest").await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= SHORT, "{:?}", begun.elapsed());
     }
 }

@@ -125,6 +125,8 @@ impl Pacer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -160,10 +162,23 @@ mod tests {
         assert!(pacer.wait_for_fanout(2).is_some());
     }
 
+    /// What `Retry-After` says, as a number.
+    fn told(pacer: &Pacer, least: Option<Duration>) -> u64 {
+        pacer.retry_after(least).to_str().expect("digits").parse().expect("a number")
+    }
+
+    #[test]
+    fn who_is_sent_away_together_does_not_come_back_together() {
+        let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
+        let told: BTreeSet<u64> = (0..100).map(|_| told(&pacer, Some(Duration::from_secs(3)))).collect();
+        assert!(told.len() > 1, "all at once, after {told:?}");
+        assert!(told.iter().all(|seconds| (4..=6).contains(seconds)), "too early, or much too late: {told:?}");
+    }
+
     #[test]
     fn however_long_it_takes_it_can_be_told() {
         let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
-        let after = |least| pacer.retry_after(least).to_str().expect("digits").parse::<u64>().expect("a number");
+        let after = |least| told(&pacer, least);
         assert!((1..=3).contains(&after(None)), "{}", after(None));
         assert!((4..=7).contains(&after(Some(Duration::from_millis(3_001)))));
         assert_eq!(after(Some(Duration::MAX)), u64::MAX);

@@ -20,7 +20,7 @@ use super::accept::accept_all;
 use super::cors::Cors;
 use super::crowd::{Crowd, Place};
 use super::front::{self, Front};
-use super::head_timer::{HeadTimer, Patience};
+use super::head_timer::{HeadTimer, Patience, Taken};
 use super::tls::Tls;
 use crate::config::Http;
 use crate::error::Result;
@@ -102,6 +102,8 @@ async fn converse(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, _pla
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, %peer, "the connection keeps Nagle's delay");
     }
+    // Below TLS, which keeps some of what it is given: only the socket tells whether anything goes out.
+    let stream = Taken::new(stream, server.patience.answer);
     let Some(tls) = &server.tls else { return serve_on(&server, stream, peer).await };
     match tokio::time::timeout(tls.handshake_timeout(), tls.acceptor().accept(stream)).await {
         // Boxed, so that connections without TLS are not as large as those with it.

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::accept::accept_all;
 use super::front::{NO_STORE, NOSNIFF, RequestId};
-use super::head_timer::{HeadTimer, Patience};
+use super::head_timer::{HeadTimer, Patience, Taken};
 use super::problem::ProblemBody;
 use super::{access, ops, server};
 use crate::access::audit::Place;
@@ -91,7 +91,7 @@ async fn converse(
     peer: SocketAddr,
     _place: OwnedSemaphorePermit,
 ) {
-    let (timer, stream) = HeadTimer::watch(stream, patience);
+    let (timer, stream) = HeadTimer::watch(Taken::new(stream, patience.answer), patience);
     builder.timer(timer);
     let service = service_fn(move |request: Request<Incoming>| {
         let mut router = router.clone();
