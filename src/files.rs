@@ -10,6 +10,9 @@ use crate::error::{Error, Kind, Result};
 
 /// The largest file that is read whole: far more than any set of keys or chain of certificates.
 const BYTES_MAX: u64 = 1 << 20;
+/// Looks in a row after which a file that is missing counts as gone: whoever replaces one in two steps leaves none for
+/// an instant.
+const LOOKS_MISSED: u32 = 2;
 
 /// Reads a small text file; `field` names the setting it comes from.
 pub fn read(path: &Path, field: &str) -> Result<String> {
@@ -60,12 +63,18 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
 pub struct Watch {
     paths: Vec<PathBuf>,
     seen: Vec<Option<Stamp>>,
+    /// Looks in a row that found one of them missing.
+    missed: u32,
 }
 
 /// What changes with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
+    /// Seconds and nanoseconds of the last change of content, owner or mode; unlike the one above it cannot be chosen.
+    changed: (i64, i64),
+    /// By itself as well: a chmod within one tick of the clock leaves the times as they are.
+    mode: u32,
     bytes: u64,
     inode: u64,
 }
@@ -74,14 +83,19 @@ impl Watch {
     /// Takes the files as they are now for known: call it before they are read for the first time.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         let seen = paths.iter().map(|path| stamp(path)).collect();
-        Self { paths, seen }
+        Self { paths, seen, missed: 0 }
     }
 
-    /// Whether any of them differs from what was there the last time. A file that is missing is about to be replaced:
-    /// it counts when it is back.
+    /// Whether any of them differs from what was there the last time: then read them, and tell what comes of it. A file
+    /// that is missing counts once, when two looks in a row do not find it, and again when it is back.
     pub fn has_changed(&mut self) -> bool {
         let now: Vec<_> = self.paths.iter().map(|path| stamp(path)).collect();
-        if now.iter().any(Option::is_none) || now == self.seen {
+        if now.iter().any(Option::is_none) {
+            self.missed = self.missed.saturating_add(1);
+            return self.missed == LOOKS_MISSED;
+        }
+        let is_back = std::mem::take(&mut self.missed) > 0;
+        if now == self.seen && !is_back {
             return false;
         }
         self.seen = now;
@@ -91,7 +105,13 @@ impl Watch {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = fs::metadata(path).ok()?;
-    Some(Stamp { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
+    Some(Stamp {
+        modified: metadata.modified().ok(),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+        mode: metadata.mode(),
+        bytes: metadata.len(),
+        inode: metadata.ino(),
+    })
 }
 
 #[cfg(test)]
@@ -122,10 +142,29 @@ mod tests {
         assert!(!watch.has_changed());
         fs::write(&path, "ab").expect("written");
         assert!(watch.has_changed() && !watch.has_changed());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).expect("set");
+        assert!(watch.has_changed() && !watch.has_changed(), "who may read it");
         fs::remove_file(&path).expect("removed");
         assert!(!watch.has_changed(), "it will come back");
         fs::write(&path, "ab").expect("written");
-        assert!(watch.has_changed());
+        assert!(watch.has_changed() && !watch.has_changed());
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_told_once_until_it_is_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let paths = ["one", "two"].map(|name| dir.path().join(name));
+        let write = || paths.iter().for_each(|path| fs::write(path, "a").expect("written"));
+        write();
+        let mut watch = Watch::new(paths.to_vec());
+        for _ in 0..2 {
+            fs::remove_file(&paths[0]).expect("removed");
+            assert_eq!([(); 4].map(|()| watch.has_changed()), [false, true, false, false]);
+            fs::remove_file(&paths[1]).expect("removed");
+            assert!(!watch.has_changed(), "that one is gone is known");
+            write();
+            assert!(watch.has_changed() && !watch.has_changed(), "back");
+        }
     }
 
     #[test]

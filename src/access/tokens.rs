@@ -205,7 +205,7 @@ impl Tokens {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Looks at the file of keys for ever. One that is broken changes nothing, and is told.
+    /// Looks at the file of keys for ever. One that is broken or gone changes nothing, and is told.
     pub async fn reload(&self, config: &config::Access, mut watch: Watch) {
         let mut ticks = tokio::time::interval(Duration::from_millis(config.jwks_reload_ms));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -221,7 +221,7 @@ impl Tokens {
                     "ok"
                 }
                 Err(error) => {
-                    warn!(%error, code = error.code(), "the new keys of viewers' tokens cannot be used; the old ones stay");
+                    warn!(%error, code = error.code(), "the file of viewers' tokens' keys cannot be used; the old keys stay");
                     "error"
                 }
             };

@@ -1,6 +1,7 @@
 //! Viewers' tokens: signed in each way, in time, handed out here, and checked with keys that change.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -230,4 +231,15 @@ async fn a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing() {
     // Its signature had been found right, and that counts no more: the key it was checked with is gone.
     eventually("the old key is gone", async || status(&old).await == 401).await;
     assert_eq!(status(&new).await, 200);
+
+    // Here and not in a test of its own: the counter is the whole process's, and another's failures would count.
+    let before = failed().await;
+    std::fs::remove_file(&path).expect("removed");
+    eventually("that the file is gone is told", async || failed().await > before).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(failed().await, before + 1, "once, however often it is looked for");
+    assert_eq!((status(&old).await, status(&new).await), (401, 200), "the keys that were there stay");
+    replace(&path, &set(&[&old, &new]));
+    eventually("it is taken up when it is back", async || status(&old).await == 200).await;
+    assert_eq!((status(&new).await, failed().await), (200, before + 1));
 }
