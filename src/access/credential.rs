@@ -66,21 +66,29 @@ impl KeyText {
     }
 }
 
-/// Whether `text` is, or ends in, something that must be kept secret: a producer's key or a signed token. For telling
+/// Whether `text` is, or has in it, something that must be kept secret: a producer's key or a signed token. For telling
 /// people who put one where others can see it.
 pub fn looks_secret(text: &str) -> bool {
-    let text = text.rsplit('=').next().unwrap_or(text);
     // The user and password of an address are Basic.
     let address =
-        text.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).and_then(|(user, _)| user.split_once(':'));
-    if address.is_some_and(|(user, password)| key_of(user, password).is_some()) {
-        return true;
-    }
-    let token = || {
-        let parts: Vec<&str> = text.split('.').collect();
-        parts.len() == 3 && text.starts_with("eyJ") && parts.iter().all(|part| part.len() > 8)
-    };
-    text.strip_prefix(PREFIX).is_some_and(|rest| rest.len() > 32) || token()
+        text.split_once("://").and_then(|(_, rest)| rest.split_once('@')).and_then(|(user, _)| user.split_once(':'));
+    // Whatever a token cannot have in it ends one: a space, a quote, what stands between the parts of an address.
+    let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    has_key(text) || words.any(is_token) || address.is_some_and(|(user, password)| key_of(user, password).is_some())
+}
+
+/// Whether a producer's key begins anywhere in `text`. Its id is enough, and so is the length of one: a key with a slip
+/// of the pen in it is told as well.
+fn has_key(text: &str) -> bool {
+    text.split(PREFIX).skip(1).any(|rest| {
+        let has_id = rest.split_once('_').is_some_and(|(id, _)| KeyId::parse(id).is_some());
+        has_id || rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count() > 32
+    })
+}
+
+fn is_token(word: &str) -> bool {
+    let parts: Vec<&str> = word.split('.').collect();
+    parts.len() == 3 && word.starts_with("eyJ") && parts.iter().all(|part| part.len() > 8)
 }
 
 /// What a request shows.
@@ -202,9 +210,18 @@ mod tests {
         let key = key().reveal();
         let token = format!("eyJhbGciOi.{}.{}", "x".repeat(20), "y".repeat(20));
         let [basic, whole] = [&key[21..], &key].map(|password| format!("http://{}:{password}@h:1/", "01".repeat(8)));
-        for secret in [&key, &format!("--key={key}"), &token, &basic, &whole, &format!("--url={basic}")] {
+        let query = format!("{basic}?x=1");
+        for secret in [&key, &format!("--key={key}"), &token, &basic, &whole, &query, &format!("--url={basic}")] {
             assert!(looks_secret(secret), "{secret}");
         }
+        for secret in [&key, &token] {
+            for (before, after) in [("Bearer ", ""), ("http://h:1/?k=", "&x=1"), ("{\"k\":\"", "\"}"), ("k:'", "' x")] {
+                let text = format!("{before}{secret}{after}");
+                assert!(looks_secret(&text), "{text}");
+            }
+        }
+        assert!(looks_secret(&format!("Bearer {}", &key[..21])), "its beginning");
+        assert!(!looks_secret("what begins with ffk_ is a key, whoever made it and whatever it opens"));
         for harmless in ["ffk_", "ffk_0101010101010101", "ben", "--data={\"a\":1}", "a.b.c", "eyJ.b.c", "http://a:b@h"]
         {
             assert!(!looks_secret(harmless), "{harmless}");

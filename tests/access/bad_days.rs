@@ -194,6 +194,13 @@ fn a_secret_on_the_command_line_is_refused_and_not_repeated() {
         refused(&output, &["FANFOLD_KEY", "--key-file", "rotate"]);
         silent(&output);
     }
+    for text in [&key, &token] {
+        for argument in [format!("Bearer {text}"), format!("http://127.0.0.1:1/?k={text}&x=1")] {
+            let output = fanfold(dir.path(), &["inbox", "ben", &argument], &[]);
+            refused(&output, &["FANFOLD_KEY", "--key-file", "rotate"]);
+            silent(&output);
+        }
+    }
     // What is no key of ours may be a secret of others; and the environment is no argument.
     let password = "https://shop:hunter2@127.0.0.1:1";
     for url in
