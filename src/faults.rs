@@ -52,7 +52,7 @@ impl Planted {
 }
 
 /// A place with a name. `FANFOLD_TEST_FAULT=place=kill@3` kills this process when it comes here for the third time;
-/// `stop` instead of `kill` stops it, until somebody continues it.
+/// `stop` instead of `kill` stops it, until somebody continues it; `panic` makes whoever came here panic.
 #[inline]
 pub fn at(place: &str) {
     #[cfg(feature = "faults")]
@@ -87,9 +87,15 @@ mod armed {
     /// How long a signal takes to reach all threads, on a busy machine too.
     const TAKEN_WITHIN: Duration = Duration::from_millis(500);
 
+    #[derive(Clone, Copy)]
+    enum Deed {
+        Signal(Signal),
+        Panic,
+    }
+
     struct Fault {
         place: String,
-        signal: Signal,
+        deed: Deed,
         left: AtomicU32,
     }
 
@@ -98,9 +104,13 @@ mod armed {
         let read = || {
             let text = std::env::var("FANFOLD_TEST_FAULT").ok()?;
             let (place, how) = text.split_once('=')?;
-            let (signal, left) = how.split_once('@')?;
-            let signal = if signal == "stop" { Signal::STOP } else { Signal::KILL };
-            Some(Fault { place: place.to_owned(), signal, left: AtomicU32::new(left.parse().ok()?) })
+            let (deed, left) = how.split_once('@')?;
+            let deed = match deed {
+                "panic" => Deed::Panic,
+                "stop" => Deed::Signal(Signal::STOP),
+                _ => Deed::Signal(Signal::KILL),
+            };
+            Some(Fault { place: place.to_owned(), deed, left: AtomicU32::new(left.parse().ok()?) })
         };
         FAULT.get_or_init(read).as_ref()
     }
@@ -108,8 +118,9 @@ mod armed {
     pub fn at(place: &str) {
         let Some(fault) = fault().filter(|fault| fault.place == place) else { return };
         if fault.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) == Ok(1) {
-            let _ = writeln!(std::io::stderr(), "fault: {:?} at {place}", fault.signal);
-            let sent = kill_process(getpid(), fault.signal);
+            let Deed::Signal(signal) = fault.deed else { std::panic::panic_any(format!("planted at {place}")) };
+            let _ = writeln!(std::io::stderr(), "fault: {signal:?} at {place}");
+            let sent = kill_process(getpid(), signal);
             assert!(sent.is_ok(), "a process may signal itself");
             // Another thread may be the one that takes the signal: this one must not go on before it has.
             std::thread::sleep(TAKEN_WITHIN);

@@ -141,6 +141,7 @@ impl Publisher {
     /// The same; `then` hears of the post even if nobody waits for it any more.
     pub async fn publish_then(&self, draft: Draft, then: impl FnOnce(&Post) + Send + 'static) -> Result<Post> {
         self.check(&draft)?;
+        faults::at("publish.asked");
         let this = self.clone();
         uninterrupted(async move { this.commit(&draft).await.inspect(then) }).await
     }

@@ -1,6 +1,8 @@
 //! What docker-compose.yml runs, run without Docker on the servers of dev/stack: the same commands in the same order, with
-//! the same environment but for names and ports.
+//! the same environment but for names, ports and how much is logged: everything, and no secret is in it.
 
+#[path = "support/shown.rs"]
+mod shown;
 mod support;
 #[path = "support/wait.rs"]
 mod wait;
@@ -8,9 +10,11 @@ mod wait;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
+use shown::{Secrets, Shown};
 use support::servers::{Ground, server};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -38,6 +42,7 @@ struct Compose {
     text: String,
     dir: tempfile::TempDir,
     own: Env,
+    shown: Shown,
 }
 
 impl Compose {
@@ -56,11 +61,12 @@ impl Compose {
             ("FANFOLD_RABBITMQ__PREFIX", &name),
             ("FANFOLD_REDIS__URLS", &redis),
             ("FANFOLD_REDIS__KEY_PREFIX", &name),
+            ("FANFOLD_LOG", "trace"),
         ];
         let own: Env = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker-compose.yml")).expect("there");
         let dir = tempfile::tempdir().expect("a folder");
-        Some((Self { text, dir, own }, Ground { name }))
+        Some((Self { text, dir, own, shown: Shown::default() }, Ground { name }))
     }
 
     /// Paths of the container become those of the test's folder.
@@ -108,50 +114,92 @@ impl Compose {
     }
 
     async fn completes(&self, service: &str) -> String {
-        said(self.command(service)).await
+        let said = self.said(service, self.command(service)).await;
+        self.shown.keep(&format!("standard output of {service}"), said.as_str());
+        said
     }
 
     /// `docker compose exec api`, with the API where it is.
     async fn exec(&self, url: &str, key: Option<&str>, line: &str) -> String {
+        let said = self.issued(url, key, line).await;
+        self.shown.keep(&format!("standard output of {line}"), said.as_str());
+        said
+    }
+
+    /// The same, of what prints a new key or token: this once, and nothing with it.
+    async fn issued(&self, url: &str, key: Option<&str>, line: &str) -> String {
         let words: Vec<String> = line.split_whitespace().map(|word| self.here(word)).collect();
         let mut command = self.process("api", &words);
         command.env("FANFOLD_URL", url);
         key.map(|key| command.env("FANFOLD_KEY", key));
-        said(command).await
+        self.said(line, command).await
     }
-}
 
-/// What a command that succeeds prints.
-async fn said(mut command: Command) -> String {
-    let output = command.output().await.expect("the binary runs");
-    assert!(output.status.success(), "{command:?}: {output:?}");
-    String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    /// What a command that succeeds prints.
+    async fn said(&self, name: &str, mut command: Command) -> String {
+        let output = command.output().await.expect("the binary runs");
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        self.shown.keep(&format!("standard error of {name}"), output.stderr);
+        String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    }
+
+    /// An answer to `GET`, with a key or without.
+    async fn get(&self, url: &str, key: Option<&str>) -> (u16, String) {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let mut request = client.get(url);
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let (status, headers, text) = self.shown.answer(url, request).await;
+        assert_eq!(headers.contains_key("www-authenticate"), [401, 403].contains(&status), "{status} {headers:?}");
+        (status, text)
+    }
+
+    /// A process that goes on; its log is a file of the folder.
+    async fn start(&self, name: &str, mut command: Command) -> Running {
+        let log = self.dir.path().join(format!("{name}.log"));
+        command.stdout(Stdio::piped()).stderr(fs::File::create(&log).expect("a log file"));
+        let mut child = command.spawn().expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut said = String::new();
+        loop {
+            let Some(line) = lines.next_line().await.expect("readable") else {
+                panic!("{name} ended before it was ready: {}", fs::read_to_string(&log).expect("UTF-8"));
+            };
+            said.push_str(&line);
+            if let Some((_, address)) = line.split_once("http://") {
+                let address = address.split('/').next().unwrap_or_default().replace("0.0.0.0", "127.0.0.1");
+                let said = tokio::spawn(async move {
+                    while let Ok(Some(line)) = lines.next_line().await {
+                        said.push_str(&line);
+                    }
+                    said
+                });
+                return Running { name: name.to_owned(), child, url: format!("http://{address}"), said, log };
+            }
+        }
+    }
+
+    /// Ends it, and keeps all that it has said.
+    async fn stop(&self, mut running: Running) {
+        let pid = Pid::from_raw(running.child.id().expect("running").cast_signed()).expect("a pid");
+        kill_process(pid, Signal::TERM).expect("signalled");
+        let status = running.child.wait().await.expect("waited");
+        let log = fs::read(&running.log).expect("a log");
+        assert!(status.success(), "{}: {status}: {}", running.name, String::from_utf8_lossy(&log));
+        assert!(log.windows(5).any(|word| word == b"TRACE" || word == b"DEBUG"), "{} logs everything", running.name);
+        self.shown.keep(&format!("the log of {}", running.name), log);
+        self.shown.keep(&format!("standard output of {}", running.name), running.said.await.expect("read"));
+    }
 }
 
 /// A process that goes on, and where it can be asked from inside its container.
-async fn start(mut command: Command) -> (Child, String) {
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
-    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    loop {
-        let line = lines.next_line().await.expect("readable").expect("it ended before it was ready");
-        if let Some((_, address)) = line.split_once("http://") {
-            let address = address.split('/').next().unwrap_or_default().replace("0.0.0.0", "127.0.0.1");
-            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            return (child, format!("http://{address}"));
-        }
-    }
-}
-
-async fn get(url: &str, key: Option<&str>) -> (u16, String) {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let mut request = client.get(url);
-    if let Some(key) = key {
-        request = request.bearer_auth(key);
-    }
-    let answer = request.send().await.expect("answered");
-    let challenged = answer.headers().contains_key("www-authenticate");
-    assert_eq!(challenged, [401, 403].contains(&answer.status().as_u16()), "{answer:?}");
-    (answer.status().as_u16(), answer.text().await.expect("text"))
+struct Running {
+    name: String,
+    child: Child,
+    url: String,
+    said: tokio::task::JoinHandle<String>,
+    log: PathBuf,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,12 +217,13 @@ async fn a_cluster_comes_up_with_access_control_on() {
     let again = compose.completes("init").await;
     assert!(again.contains("nothing was changed"), "{again}");
 
-    let (_api, url) = start(compose.command("api")).await;
-    let (_fanout, fanout) = start(compose.command("fanout")).await;
-    let (_relay, relay) = start(compose.command("relay")).await;
-    for process in [&url, &fanout, &relay] {
+    let api = compose.start("api", compose.command("api")).await;
+    let fanout = compose.start("fanout", compose.command("fanout")).await;
+    let relay = compose.start("relay", compose.command("relay")).await;
+    let url = api.url.clone();
+    for process in [&url, &fanout.url, &relay.url] {
         let ready = format!("{process}/readyz");
-        eventually(&format!("{ready} says so"), async || get(&ready, None).await.0 == 200).await;
+        eventually(&format!("{ready} says so"), async || compose.get(&ready, None).await.0 == 200).await;
         compose.exec(process, None, "fanfold health").await;
     }
     let doctor = compose.exec(&url, None, "fanfold doctor").await;
@@ -183,15 +232,15 @@ async fn a_cluster_comes_up_with_access_control_on() {
 
     // As the file's own head says it.
     let create = "fanfold keys create --key-file /etc/fanfold/admin.key --name";
-    let shop = compose.exec(&url, None, &format!("{create} shop --scope publish,read,tokens")).await;
+    let shop = compose.issued(&url, None, &format!("{create} shop --scope publish,read,tokens")).await;
     compose.exec(&url, Some(&shop), "fanfold post --to ben --type t --wait").await;
-    let token = compose.exec(&url, Some(&shop), "fanfold token --viewer ben").await;
+    let token = compose.issued(&url, Some(&shop), "fanfold token --viewer ben").await;
     let inbox = compose.exec(&url, Some(&token), "fanfold inbox ben --output json").await;
     assert!(inbox.contains("\"type\": \"t\""), "{inbox}");
-    assert_eq!(get(&format!("{url}/v1/viewers/ben/inbox"), None).await.0, 401);
+    assert_eq!(compose.get(&format!("{url}/v1/viewers/ben/inbox"), None).await.0, 401);
 
-    let scraper = compose.exec(&url, None, &format!("{create} scraper --scope metrics")).await;
-    for worker in [&fanout, &relay] {
+    let scraper = compose.issued(&url, None, &format!("{create} scraper --scope metrics")).await;
+    for worker in [&fanout.url, &relay.url] {
         let metrics = format!("{worker}/metrics");
         for (key, status, code) in [
             (None, 401, "credentials_missing"),
@@ -200,17 +249,31 @@ async fn a_cluster_comes_up_with_access_control_on() {
             (Some(shop.as_str()), 403, "scope_missing"),
             (Some(&scraper[..scraper.len() - 1]), 401, "credentials_malformed"),
         ] {
-            let (got, body) = get(&metrics, key).await;
+            let (got, body) = compose.get(&metrics, key).await;
             assert_eq!(got, status, "{body}");
             assert!(body.contains(&format!("\"code\":\"{code}\"")), "{body}");
         }
-        let (status, body) = get(&metrics, Some(&scraper)).await;
+        let (status, body) = compose.get(&metrics, Some(&scraper)).await;
         assert!(status == 200 && body.contains("fanfold_build_info"), "{status} {body}");
-        assert_eq!(get(&format!("{worker}/livez"), None).await.0, 200, "alive is no secret");
+        assert_eq!(compose.get(&format!("{worker}/livez"), None).await.0, 200, "alive is no secret");
     }
     // On loopback, whoever can connect may look.
     let mut near = compose.command("fanout");
     near.env("FANFOLD_WORKER__LISTEN", "127.0.0.1:0");
-    let (_near, near) = start(near).await;
-    assert_eq!(get(&format!("{near}/metrics"), None).await.0, 200);
+    let near = compose.start("near", near).await;
+    assert_eq!(compose.get(&format!("{}/metrics", near.url), None).await.0, 200);
+
+    for process in [near, relay, fanout, api] {
+        compose.stop(process).await;
+    }
+    let own = |name: &str| fs::read_to_string(compose.dir.path().join(name)).expect(name);
+    let (admin, config) = (own("admin.key"), own("fanfold.toml"));
+    let k = config.split("\"k\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a secret");
+    let mut secrets = Secrets::default();
+    for credential in [admin.trim(), &shop, &scraper, &token] {
+        secrets.credential(credential);
+    }
+    secrets.encoded(k);
+    assert!(secrets.are_in(admin.as_bytes()) && secrets.are_in(config.as_bytes()), "found where they belong");
+    compose.shown.hides(&secrets);
 }

@@ -1,23 +1,35 @@
 //! The whole way with the real binary, from `init` to a poll; and none of the secrets on that way is ever shown.
 
+#[path = "../support/shown.rs"]
+mod shown;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fanfold::access::{Access, KeyText};
 use fanfold::clock::Clock;
 use fanfold::service::Backends;
+use reqwest::Method;
+use serde_json::{Value, json};
+use shown::{Secrets, Shown};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use crate::ring::Ring;
 use crate::support::Service;
 use crate::{Guarded, defaults, guard};
 
-/// The binary as somebody types it.
+/// The trace of every request that is not made by a command.
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// The binary as somebody types it. All that it prints is kept, but for the credentials that it was asked for.
 struct Shell<'a> {
     dir: &'a Path,
     url: String,
+    shown: &'a Shown,
 }
 
 impl Shell<'_> {
@@ -29,12 +41,32 @@ impl Shell<'_> {
             Some(key) => command.env("FANFOLD_KEY", key),
             None => command.env_remove("FANFOLD_KEY"),
         };
-        command.output().await.expect("the binary runs")
+        let output = command.output().await.expect("the binary runs");
+        self.shown.keep(&format!("standard error of {line}"), output.stderr.as_slice());
+        output
     }
 
     async fn good(&self, key: Option<&str>, line: &str) -> String {
+        let said = self.ends(key, line, 0).await;
+        self.shown.keep(&format!("standard output of {line}"), said.as_str());
+        said
+    }
+
+    async fn bad(&self, key: Option<&str>, line: &str, code: i32) {
+        let said = self.ends(key, line, code).await;
+        self.shown.keep(&format!("standard output of {line}"), said);
+    }
+
+    /// A new key or token, which is printed this once, and nothing with it.
+    async fn issued(&self, key: &str, line: &str) -> String {
+        let said = self.ends(Some(key), line, 0).await;
+        assert!(!said.contains(char::is_whitespace), "{line} prints more than what it was asked for");
+        said
+    }
+
+    async fn ends(&self, key: Option<&str>, line: &str, code: i32) -> String {
         let output = self.run(key, line).await;
-        assert!(output.status.success(), "{line}: {output:?}");
+        assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
         String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
     }
 }
@@ -47,6 +79,22 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).expect("readable").trim().to_owned()
 }
 
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The secret that signs viewers' tokens, as the configuration has it.
+fn shared(config: &Path) -> String {
+    let text = read(config);
+    text.split("\"k\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a secret").to_owned()
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().expect("a client")
+}
+
 /// What a service prints, from its start to its end.
 struct Watched {
     child: tokio::process::Child,
@@ -56,10 +104,11 @@ struct Watched {
 }
 
 impl Watched {
-    async fn start(dir: &Path, config: &str) -> Self {
+    async fn start(dir: &Path, config: &str, settings: &[(&str, &str)]) -> Self {
         let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"))
             .args(["serve", "--config", config, "--listen", "127.0.0.1:0", "--log", "trace"])
             .current_dir(dir)
+            .envs(settings.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -97,72 +146,79 @@ impl Watched {
     }
 }
 
-/// The parts of a credential that nobody but its holder may see.
-fn secret_parts(credential: &str) -> Vec<String> {
-    match KeyText::parse(credential) {
-        Some(key) => vec![key.reveal_secret()],
-        // A token's signature; its other parts are no secrets.
-        None => vec![credential.rsplit('.').next().expect("a signature").to_owned()],
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn from_init_to_a_poll_and_no_secret_is_ever_shown() {
     let dir = tempfile::tempdir().expect("a folder");
-    let mut shell = Shell { dir: dir.path(), url: String::new() };
+    let (shown, mut secrets) = (Shown::default(), Secrets::default());
+    let mut shell = Shell { dir: dir.path(), url: String::new(), shown: &shown };
     shell.good(None, "init").await;
     let (config, key_file) = (dir.path().join("fanfold.toml"), dir.path().join("fanfold-admin.key"));
     assert_eq!((mode(&config), mode(&key_file)), (0o600, 0o600));
-    assert_eq!(shell.run(None, "init").await.status.code(), Some(64), "what is there is left alone");
-    let (admin, jwks) = (read(&key_file), read(&config));
-    let shared = jwks.split("\"k\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a secret").to_owned();
+    // What is there is left alone.
+    shell.bad(None, "init", 64).await;
+    let admin = read(&key_file);
 
-    let service = Watched::start(dir.path(), "fanfold.toml").await;
+    let service = Watched::start(dir.path(), "fanfold.toml", &[]).await;
     shell.url.clone_from(&service.url);
-    let shop = shell.good(Some(&admin), "keys create --name shop --scope publish,read,tokens --expires 90d").await;
+    let shop = shell.issued(&admin, "keys create --name shop --scope publish,read,tokens --expires 90d").await;
     shell.good(Some(&admin), "keys create --name scraper --scope metrics --save scraper.key").await;
     assert_eq!(mode(&dir.path().join("scraper.key")), 0o600);
     let scraper = read(&dir.path().join("scraper.key"));
     let posted = shell.good(Some(&shop), "post --to ben --type t --wait --output json").await;
     assert!(posted.contains("post_id"), "{posted}");
-    let token = shell.good(Some(&shop), "token --viewer ben --ttl 1h").await;
+    let token = shell.issued(&shop, "token --viewer ben --ttl 1h").await;
     let inbox = shell.good(Some(&token), "inbox ben --output json").await;
     assert!(inbox.contains("\"type\": \"t\""), "{inbox}");
     shell.good(Some(&token), "watch ben --count 1").await;
 
-    let mut shown = String::new();
-    let id = KeyText::parse(&shop).expect("a key").id;
-    let rotated = shell.good(Some(&admin), &format!("keys rotate {id} --overlap 0s")).await;
-    for (key, line, code) in [
-        (None, "inbox ben", 77),
-        (Some(&shop), "inbox ben", 77),
-        (Some(&shop), "keys list", 77),
-        (Some(&rotated), "inbox ben", 77),
-        (Some(&token), "inbox cleo", 77),
-        (Some(&token), "post --to ben --type t", 77),
-        (Some(&admin[..60].to_owned()), "keys list", 77),
-        (Some(&format!("{token}x")), "inbox ben", 77),
+    // As part of a trace, whose spans are in the log; and with the key's other form.
+    let (client, parent) = (client(), format!("00-{TRACE}-00f067aa0ba902b7-01"));
+    let at = |path: &str| format!("{}{path}", service.url);
+    let ask = |method, path: &str| client.request(method, at(path)).header("traceparent", &parent);
+    let key = KeyText::parse(&shop).expect("a key");
+    let post = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+    let by_basic = || ask(Method::POST, "/v1/posts").basic_auth(key.id, Some(key.reveal_secret())).json(&post);
+    let (status, _, posted) = shown.answer("a post by Basic", by_basic()).await;
+    assert_eq!(status, 202, "{posted}");
+    let inbox = ask(Method::GET, "/v1/viewers/ben/inbox").bearer_auth(&token);
+    let (status, _, page) = shown.answer("an inbox", inbox).await;
+    assert_eq!(status, 200, "{page}");
+    let page: Value = serde_json::from_str(&page).expect("JSON");
+    let path = format!("/v1/viewers/ben/revision?since={}", page["token"].as_str().expect("a token"));
+    let (status, _, polled) = shown.answer("a poll", ask(Method::GET, &path).bearer_auth(&token)).await;
+    assert!([200, 304].contains(&status), "{status} {polled}");
+
+    let id = key.id;
+    let rotated = shell.issued(&admin, &format!("keys rotate {id} --overlap 0s")).await;
+    for (key, line) in [
+        (None, "inbox ben"),
+        (Some(&shop), "inbox ben"),
+        (Some(&shop), "keys list"),
+        (Some(&rotated), "inbox ben"),
+        (Some(&token), "inbox cleo"),
+        (Some(&token), "post --to ben --type t"),
+        (Some(&admin[..60].to_owned()), "keys list"),
+        (Some(&format!("{token}x")), "inbox ben"),
     ] {
-        let output = shell.run(key.map(String::as_str), line).await;
-        assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
-        shown.push_str(&format!("{output:?}"));
+        shell.bad(key.map(String::as_str), line, 77).await;
     }
-    let ended = shell.good(Some(&admin), "keys create --name old --scope read").await;
+    let (status, _, refused) = shown.answer("a post with a key that has ended", by_basic()).await;
+    assert!(status == 401 && refused.contains("key_revoked"), "{status} {refused}");
+    let basic = STANDARD.encode(format!("{id}:{}", key.reveal_secret()));
+    let slip = ask(Method::POST, "/v1/posts").header("authorization", format!("Basic {basic}!")).json(&post);
+    let (status, _, refused) = shown.answer("a post with a slip of the pen", slip).await;
+    assert!(status == 401 && refused.contains("credentials_malformed"), "{status} {refused}");
+    let ended = shell.issued(&admin, "keys create --name old --scope read").await;
     let gone = KeyText::parse(&ended).expect("a key").id;
     assert_eq!(shell.good(Some(&admin), &format!("keys revoke {gone}")).await, format!("{gone}  revoked"));
     let again = shell.good(Some(&admin), &format!("keys revoke {gone} --output json")).await;
     assert!(again.contains("\"state\": \"revoked\""), "{again}");
-    for (key, line) in [(&ended, format!("keys revoke {gone}")), (&shop, format!("keys revoke {gone}"))] {
-        let output = shell.run(Some(key), &line).await;
-        assert_eq!(output.status.code(), Some(77), "{line}: {output:?}");
-        shown.push_str(&format!("{output:?}"));
+    for key in [&ended, &shop] {
+        shell.bad(Some(key), &format!("keys revoke {gone}"), 77).await;
     }
-    shown.push_str(&shell.good(Some(&admin), "keys list").await);
-    let metrics = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let metrics = metrics.get(format!("{}/metrics", service.url)).bearer_auth(&scraper).send().await.expect("answered");
-    let metrics = metrics.text().await.expect("text");
+    shell.good(Some(&admin), "keys list").await;
+    let (_, _, metrics) = shown.answer("the metrics", ask(Method::GET, "/metrics").bearer_auth(&scraper)).await;
     assert!(metrics.contains("fanfold_access_refused_total"), "{metrics}");
-    shown.push_str(&metrics);
     let (stdout, log) = service.stop().await;
 
     for (event, by) in
@@ -172,16 +228,70 @@ async fn from_init_to_a_poll_and_no_secret_is_ever_shown() {
         assert!(line.is_some_and(|line| line.contains(&by.to_string())), "{event} by {by}");
     }
     assert!(log.lines().any(|line| line.contains("audit") && line.contains("refused") && line.contains("127.0.0.1")));
-    for secret in [&admin, &shop, &scraper, &rotated, &ended, &token]
-        .map(|text| secret_parts(text))
-        .concat()
-        .iter()
-        .chain([&shared])
-    {
-        for (place, text) in [("output", &shown), ("banner", &stdout), ("log", &log)] {
-            assert!(!text.contains(secret.as_str()), "a secret is in the {place}");
-        }
+    assert!(log.lines().any(|line| line.contains(TRACE) && line.contains("published")), "spans are in the log");
+    shown.keep("the banner", stdout);
+    shown.keep("the log", log);
+
+    for credential in [&admin, &shop, &scraper, &rotated, &ended, &token] {
+        secrets.credential(credential);
     }
+    secrets.encoded(&shared(&config));
+    for own in [&config, &key_file] {
+        assert!(secrets.are_in(&fs::read(own).expect("readable")), "a secret is found where it belongs");
+    }
+    shown.hides(&secrets);
+    let mut hash = Secrets::default();
+    hash.bytes(&key.secret.hash().0);
+    let mut is_hash_stored = false;
+    for file in files(&dir.path().join("fanfold-data")) {
+        let stored = fs::read(&file).expect("readable");
+        assert!(!secrets.are_in(&stored), "a secret is in {}", file.display());
+        is_hash_stored |= hash.are_in(&stored);
+    }
+    assert!(is_hash_stored, "of a key its hash is stored, and was looked for where it would be");
+}
+
+#[cfg(feature = "faults")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_with_a_secret_in_hand_shows_none() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (shown, mut secrets) = (Shown::default(), Secrets::default());
+    let mut shell = Shell { dir: dir.path(), url: String::new(), shown: &shown };
+    shell.good(None, "init").await;
+    let admin = read(&dir.path().join("fanfold-admin.key"));
+    secrets.credential(&admin);
+    secrets.encoded(&shared(&dir.path().join("fanfold.toml")));
+    // In the handler of a request with a key, in what it has begun, and in what one with a viewer's token has begun.
+    for place in ["publish.asked", "publish.claimed", "mark.written"] {
+        let fault = format!("{place}=panic@1");
+        let settings = [("FANFOLD_TEST_FAULT", fault.as_str()), ("RUST_BACKTRACE", "1")];
+        let service = Watched::start(dir.path(), "fanfold.toml", &settings).await;
+        shell.url.clone_from(&service.url);
+        let shop = shell.issued(&admin, "keys create --name shop --scope publish,read,tokens").await;
+        let token = shell.issued(&shop, "token --viewer ben --ttl 1h").await;
+        secrets.credential(&shop);
+        secrets.credential(&token);
+        let client = client();
+        let (ask, done) = if place.starts_with("publish") {
+            let post = json!({"type": "t", "audience": {"viewers": ["ben"]}});
+            (client.post(format!("{}/v1/posts", service.url)).bearer_auth(&shop).json(&post), 202)
+        } else {
+            let posted = shell.good(Some(&shop), "post --to ben --type t --wait --output json").await;
+            let posted: Value = serde_json::from_str(&posted).expect("JSON");
+            let path = format!("/v1/viewers/ben/inbox/{}/read", posted["post_id"].as_str().expect("an id"));
+            (client.put(format!("{}{path}", service.url)).bearer_auth(&token), 200)
+        };
+        let again = ask.try_clone().expect("its body is in memory");
+        let (status, _, told) = shown.answer(&format!("a request that panics at {place}"), ask).await;
+        assert_eq!(status, 500, "{place}: {told}");
+        let (status, _, told) = shown.answer(&format!("the next request after {place}"), again).await;
+        assert_eq!(status, done, "{place}: the service goes on: {told}");
+        let (stdout, log) = service.stop().await;
+        assert!(log.contains(&format!("planted at {place}")), "{place}: nothing has panicked");
+        shown.keep("the banner", stdout);
+        shown.keep(&format!("the log of {place}"), log);
+    }
+    shown.hides(&secrets);
 }
 
 #[tokio::test]
@@ -220,6 +330,10 @@ async fn nothing_that_is_printed_for_debugging_shows_a_secret() {
     let shown = format!("{config:?} {access:?} {issued:?} {:?}", guarded.book().list().await.expect("listed"));
     let k = guarded.ring.keys[0].jwk()["k"].as_str().expect("a secret").to_owned();
     assert!(!shown.contains(&k) && !shown.contains(&issued.reveal_secret()), "{shown}");
+    let mut secrets = Secrets::default();
+    secrets.credential(&issued.reveal());
+    secrets.encoded(&k);
+    assert!(!secrets.are_in(shown.as_bytes()), "{shown}");
     let hash: Vec<String> = issued.secret.hash().0.iter().map(u8::to_string).collect();
     assert!(!shown.contains(&hash.join(", ")), "nor its hash");
 }
