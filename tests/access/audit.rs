@@ -5,13 +5,18 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fanfold::access::KeyText;
+use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::process::Service;
+use crate::ring::SigningKey;
 use crate::wait::{eventually, until};
+
+/// What bodies have and no line may have.
+const CANARY: &str = "BODY-CANARY";
 
 /// A service that writes its log to a file.
 struct Logged {
@@ -57,6 +62,14 @@ impl Logged {
     async fn json(&self, key: &KeyText, path: &str) -> Value {
         let answer = self.ask(key, "GET", path, Value::Null).await;
         serde_json::from_str(&answer.text().await.expect("text")).expect("JSON")
+    }
+
+    /// What a request is answered with, which must have that status.
+    async fn done(&self, key: &KeyText, method: &str, path: &str, body: Value, status: u16) -> Value {
+        let answer = self.ask(key, method, path, body).await;
+        let (told, text) = (answer.status(), answer.text().await.expect("text"));
+        assert_eq!(told, status, "{method} {path}: {text}");
+        serde_json::from_str(&text).expect("JSON")
     }
 
     /// Sends a request and hangs up without waiting for its answer.
@@ -193,5 +206,73 @@ async fn who_waits_until_their_key_is_revoked_is_audited_as_refused() {
     assert_eq!(refused.len(), 1, "{lines:?}");
     for part in ["code=\"key_revoked\"", "route=\"/v1/viewers/{viewer_id}/revision\"", &told, "peer=127.0.0.1"] {
         assert!(refused[0].contains(part), "{part} is not in {}", refused[0]);
+    }
+}
+
+/// A text of an answer.
+fn text<'a>(told: &'a Value, name: &str) -> &'a str {
+    told[name].as_str().unwrap_or_else(|| panic!("no {name} in {told}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_is_audited_by_its_key_and_neither_bodies_nor_secrets_are() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (shop, app) = (key(dir.path(), "shop", "publish").await, key(dir.path(), "app", "tokens").await);
+    let admin = key(dir.path(), "ops", "admin").await;
+    let shared = SigningKey::generate("hs", Algorithm::HS256).jwk();
+    let jwks = json!({"keys": [shared]}).to_string();
+    let settings = [("FANFOLD_ACCESS__MODE", "on"), ("FANFOLD_ACCESS__JWKS", jwks.as_str())];
+    let service = Logged::start(dir.path(), &settings).await;
+
+    let post = json!({"type": "t", "data": {"title": CANARY}, "audience": {"viewers": ["ben"]}});
+    let single = service.done(&shop, "POST", "/v1/posts", post.clone(), 202).await;
+    let batch = service.done(&shop, "POST", "/v1/posts/batch", json!({"posts": [post, post]}), 200).await;
+    let path = format!("/v1/posts/{}", text(&single, "post_id"));
+    let edited = service.done(&shop, "PATCH", &path, json!({"data": {"more": CANARY}}), 202).await;
+    let retracted = service.done(&shop, "DELETE", &path, Value::Null, 202).await;
+    let order = json!({"viewer_id": "ben", "ttl_seconds": 60});
+    let token = service.done(&app, "POST", "/v1/viewer-tokens", order, 201).await;
+    let order = json!({"name": "till", "producer": "shop", "scopes": ["publish", "read"]});
+    let made = service.done(&admin, "POST", "/v1/keys", order, 201).await;
+    let path = format!("/v1/keys/{}/rotate", text(&made, "key_id"));
+    let successor = service.done(&admin, "POST", &path, json!({"overlap_seconds": 60}), 201).await["key"].take();
+    let path = format!("/v1/keys/{}", text(&successor, "key_id"));
+    service.done(&admin, "DELETE", &path, Value::Null, 200).await;
+
+    let of_post = |event: &str, told: &Value| {
+        let (id, version) = (text(told, "post_id"), &told["version"]);
+        format!("event=\"{event}\" key={} producer=\"shop\" post={id} version={version}", shop.id)
+    };
+    let of_key = |event: &str, told: &Value| {
+        let (by, id) = (admin.id, text(told, "key_id"));
+        let what = "name=\"till\" producer=\"shop\" scopes=\"publish,read\"";
+        format!("event=\"{event}\" by=\"{by}\" key={id} {what}")
+    };
+    let expected = [
+        of_post("post_published", &single),
+        of_post("post_published", &batch["results"][0]["post"]),
+        of_post("post_published", &batch["results"][1]["post"]),
+        of_post("post_edited", &edited),
+        of_post("post_retracted", &retracted),
+        format!("event=\"token_issued\" by=\"{}\" viewer=\"ben\" ttl_s=60", app.id),
+        of_key("key_created", &made),
+        format!("{} successor={}", of_key("key_rotated", &made), text(&successor, "key_id")),
+        of_key("key_revoked", &successor),
+    ];
+    let lines = service.lines();
+    assert_eq!(lines.len(), expected.len(), "{lines:?}");
+    for line in expected {
+        // To its end: there is nothing more in it.
+        let end = format!("audit: {line}");
+        assert!(lines.iter().any(|told| told.ends_with(&end)), "{line} is not in {lines:?}");
+    }
+
+    let issued = [&made, &successor].map(|told| KeyText::parse(text(told, "secret_key")).expect("a key"));
+    let mut secrets: Vec<String> = [shop, app, admin].iter().chain(&issued).map(KeyText::reveal_secret).collect();
+    secrets.push(text(&token, "viewer_token").rsplit('.').next().expect("a signature").to_owned());
+    secrets.extend([text(&shared, "k").to_owned(), CANARY.to_owned()]);
+    let log = std::fs::read_to_string(&service.log).expect("UTF-8");
+    for secret in secrets {
+        assert!(!log.contains(&secret), "{secret} is in {log}");
     }
 }

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use fanfold::access::KeyText;
-use fanfold::domain::Scope;
+use fanfold::access::{KeyBook, KeyText, NewKey};
+use fanfold::clock::Clock;
+use fanfold::domain::{Scope, Time};
 use fanfold::ports::{Keys as _, Path};
 use serde_json::{Value, json};
 
 use crate::nodes::{Answer, Nodes};
+use crate::ring::now;
 use crate::support::Reply;
 use crate::wait::{eventually, eventually_some};
 use crate::{Guarded, bearer};
@@ -31,6 +33,17 @@ async fn make(guarded: &Guarded, admin: &str, body: Value) -> (String, String) {
     let made = made.json();
     let text = made["secret_key"].as_str().expect("shown once");
     (made["key_id"].as_str().expect("an id").to_owned(), format!("Bearer {text}"))
+}
+
+/// The keys of the service's own store, as a process has them that goes by `clock`.
+fn book_by(guarded: &Guarded, clock: &Clock) -> KeyBook {
+    KeyBook::new(&guarded.service.running.backends.store, &guarded.config.access, clock.clone())
+}
+
+/// Why a key is refused, by who has known it and by who reads it now; `None` where it works.
+async fn refused(guarded: &Guarded, clock: &Clock, known_by: &KeyBook, key: &KeyText) -> [Option<String>; 2] {
+    let why = async |book: &KeyBook| book.verify(key).await.err().map(|error| error.code().to_owned());
+    [why(known_by).await, why(&book_by(guarded, clock)).await]
 }
 
 fn code(reply: &Reply) -> (u16, String) {
@@ -150,6 +163,62 @@ async fn a_rotated_key_works_beside_its_successor_until_the_overlap_is_over() {
 }
 
 #[tokio::test]
+async fn a_key_that_was_made_for_a_while_works_until_then_and_no_longer() {
+    let guarded = Guarded::start().await;
+    let made = Time::from_millis(now() * 1_000);
+    let clock = Clock::manual(made);
+    let book = book_by(&guarded, &clock);
+    let ttl = Duration::from_secs(60);
+    let scopes = [Scope::Publish].into_iter().collect();
+    let order = NewKey { name: "shop".to_owned(), producer: None, scopes, ttl: Some(ttl) };
+    let issued = book.create(&order).await.expect("made");
+    assert_eq!(issued.key.expires_at, Some(made.after(ttl)));
+    let end = made.after(ttl);
+    for at in [made, end.before(Duration::from_micros(1))] {
+        clock.set(at);
+        assert_eq!(refused(&guarded, &clock, &book, &issued.text).await, [None, None], "at {at}, of {end}");
+    }
+    for at in [end, end.after(Duration::from_secs(1)), end.after(Duration::from_secs(86_400))] {
+        clock.set(at);
+        let expired = || Some("key_expired".to_owned());
+        assert_eq!(refused(&guarded, &clock, &book, &issued.text).await, [expired(), expired()], "at {at}, of {end}");
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_key_expires_when_its_overlap_is_over_and_its_successor_lives_as_long_as_it_would_have() {
+    let guarded = Guarded::start().await;
+    let made = Time::from_millis(now() * 1_000);
+    let clock = Clock::manual(made);
+    let book = book_by(&guarded, &clock);
+    let (ttl, overlap) = (Duration::from_secs(3_600), Duration::from_secs(600));
+    let scopes = [Scope::Publish, Scope::Read].into_iter().collect();
+    let order = NewKey { name: "shop".to_owned(), producer: None, scopes, ttl: Some(ttl) };
+    let old = book.create(&order).await.expect("made").text;
+
+    let rotated = made.after(Duration::from_secs(1_000));
+    clock.set(rotated);
+    let (replaced, new) = book.rotate(old.id, overlap).await.expect("rotated");
+    assert_eq!((replaced.id, replaced.expires_at), (old.id, Some(rotated.after(overlap))));
+    assert_eq!((new.key.created_at, new.key.expires_at), (rotated, Some(rotated.after(ttl))), "a life as long");
+    let why = async |at: Time, key: KeyText| {
+        clock.set(at);
+        refused(&guarded, &clock, &book, &key).await
+    };
+    let expired = || [Some("key_expired".to_owned()), Some("key_expired".to_owned())];
+    for at in [rotated, rotated.after(overlap).before(Duration::from_micros(1))] {
+        assert_eq!(why(at, old).await, [None, None], "both work during the overlap");
+        assert_eq!(why(at, new.text).await, [None, None], "both work during the overlap");
+    }
+    let over = rotated.after(overlap + Duration::from_secs(1));
+    assert_eq!(why(over, old).await, expired());
+    assert_eq!(why(over, new.text).await, [None, None]);
+    // Longer than its predecessor would have lived.
+    assert_eq!(why(rotated.after(ttl).before(Duration::from_micros(1)), new.text).await, [None, None]);
+    assert_eq!(why(rotated.after(ttl), new.text).await, expired());
+}
+
+#[tokio::test]
 async fn a_revoked_key_is_refused_by_other_processes_within_seconds() {
     let guarded = Guarded::start_with(|config| config.access.key_age_ms_max = 1_000).await;
     let (here, there) = (guarded.book(), guarded.book());
@@ -241,17 +310,30 @@ async fn who_was_refused_once_costs_no_read_however_old_the_answer_is() {
 #[tokio::test]
 async fn the_last_use_is_noted_once_in_a_while() {
     let guarded = Guarded::start().await;
-    let (book, store) = (guarded.book(), &guarded.service.running.backends.store);
-    let key = guarded.key("shop", &[Scope::Publish]).await;
+    let start = Time::from_millis(now() * 1_000);
+    let clock = Clock::manual(start);
+    let (book, store) = (book_by(&guarded, &clock), &guarded.service.running.backends.store);
+    let (key, other) = (guarded.key("shop", &[Scope::Publish]).await, guarded.key("other", &[Scope::Publish]).await);
+    let last_used = async |key: KeyText| store.find_key(key.id).await.expect("read").expect("there").last_used;
     for _ in 0..50 {
         book.verify(&key).await.expect("live");
     }
-    let last_used = async || store.find_key(key.id).await.expect("read").expect("there").last_used;
-    let first = eventually_some("a use is noted", &last_used).await;
-    for _ in 0..50 {
+    assert_eq!(eventually_some("a use is noted", async || last_used(key).await).await, start);
+    let every = guarded.config.access.use_noted_every_s;
+    for second in 1..every {
+        clock.set(start.after(Duration::from_secs(second)));
         book.verify(&key).await.expect("live");
     }
-    assert_eq!(last_used().await, Some(first), "not at every use");
+    // The first use of another key is always noted, and after whatever those before it have had noted: the embedded
+    // store takes writes in their order.
+    book.verify(&other).await.expect("live");
+    let noted = eventually_some("the use of another key is noted", async || last_used(other).await).await;
+    assert_eq!(noted, clock.now());
+    assert_eq!(last_used(key).await, Some(start), "not at every use");
+    let due = start.after(Duration::from_secs(every));
+    clock.set(due);
+    book.verify(&key).await.expect("live");
+    eventually("a use is noted when it is time", async || last_used(key).await == Some(due)).await;
 }
 
 #[tokio::test]

@@ -150,6 +150,12 @@ fn base64_of(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
+fn text_of(base64: &str) -> String {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(base64).expect("base64");
+    String::from_utf8(bytes).expect("text")
+}
+
 async fn forged_keys(guarded: &Guarded) -> Vec<Shown> {
     let refused = Expected::Refused;
     let book = guarded.book();
@@ -266,17 +272,32 @@ async fn ask(guarded: &Guarded, target: &Target, row: &Row, shown: &Shown) -> Re
     ask.send().await
 }
 
+/// What of a credential no answer may repeat: the whole of it, and the part that proves it, be that the secret of a key
+/// or the signature of a token.
+fn secrets(authorization: &str) -> Vec<String> {
+    let whole = authorization.rsplit(' ').next().expect("the last word");
+    let of_key = whole.strip_prefix("ffk_").and_then(|rest| rest.split_once('_')).map(|(_, secret)| secret);
+    let signature = whole.split('.').nth(2).filter(|signature| !signature.is_empty());
+    let basic = authorization.strip_prefix("Basic ").map(text_of);
+    let password = basic.as_deref().and_then(|text| text.split_once(':')).map(|(_, password)| password);
+    [Some(whole), of_key, signature, password].into_iter().flatten().map(str::to_owned).collect()
+}
+
 fn check(row: &Row, shown: &Shown, reply: &Reply) {
     let what = format!("{} with {}: {reply:?}", row.operation, shown.name);
+    if let Some(value) = shown.authorization.as_deref().filter(|value| value.len() > 24) {
+        let headers: Vec<_> = reply.headers.values().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        for secret in secrets(value) {
+            assert!(!reply.text.contains(&secret), "the credential is repeated, or what proves it: {what}");
+            let told = headers.iter().any(|header| header.contains(&secret));
+            assert!(!told, "the credential is repeated in a header, or what proves it: {what}");
+        }
+    }
     match shown.expected.at(row.door) {
         None => assert_eq!(reply.status, row.ok, "{what}"),
         Some((status, code)) => {
             assert_eq!((reply.status, reply.json()["code"].as_str()), (status, Some(code)), "{what}");
             assert_eq!(reply.header("www-authenticate").is_empty(), ![401, 403].contains(&status), "{what}");
-            if let Some(secret) = shown.authorization.as_deref().filter(|value| value.len() > 24) {
-                let secret = secret.rsplit(' ').next().expect("the last word");
-                assert!(!reply.text.contains(secret), "the credential is repeated: {what}");
-            }
         }
     }
 }

@@ -114,6 +114,50 @@ async fn edits_and_retracts_cost_the_rows_of_their_audience() {
     is_refused(&retract, "quota.rows_per_s");
 }
 
+/// A burst of 100 bytes of data, and of the rest as much as one likes.
+async fn with_a_quota_of_bytes() -> Guarded {
+    Guarded::start_with(|config| {
+        (config.quota.bytes_per_s, config.quota.bytes_burst) = (1, 100);
+    })
+    .await
+}
+
+/// Of more than 900 bytes of debt, at one a second, not all is paid off however slow the machine is.
+fn is_refused_for_long(reply: &Reply) {
+    is_refused(reply, "quota.bytes_per_s");
+    assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 600), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_post_costs_the_bytes_of_its_data() {
+    let guarded = with_a_quota_of_bytes().await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
+    let quiet = bearer(&guarded.key("quiet", &[Scope::Publish]).await);
+    let mut heavy = post(1);
+    heavy["data"]["text"] = json!("x".repeat(1_000));
+    assert_eq!(publish(&guarded, &key, heavy).await.status, 202, "larger than the burst, and possible");
+    is_refused_for_long(&publish(&guarded, &key, post(1)).await);
+    assert_eq!(publish(&guarded, &quiet, post(1)).await.status, 202, "another key has its own");
+}
+
+#[tokio::test]
+async fn an_edit_costs_the_bytes_of_the_data_that_it_brings() {
+    let guarded = with_a_quota_of_bytes().await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish, Scope::Read]).await);
+    let id = publish(&guarded, &key, post(1)).await.json()["post_id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/posts/{id}");
+    let edit = |body: Value| {
+        let edit = guarded.service.ask("PATCH", &path).header("authorization", &key).header("if-match", "*");
+        edit.json(body).send()
+    };
+    let heavy = json!({"data": {"text": "x".repeat(1_000)}});
+    assert_eq!(edit(heavy).await.status, 202, "larger than what is left, and possible");
+    is_refused_for_long(&edit(json!({"data": {"title": "Dusk"}})).await);
+    is_refused_for_long(&edit(json!({"type": "t2"})).await);
+    let status = guarded.service.ask("GET", &path).header("authorization", &key).send().await;
+    assert_eq!(status.json()["version"], 2, "what was refused was not made: {status:?}");
+}
+
 #[tokio::test]
 async fn of_many_edits_at_once_as_many_are_made_as_rows_are_left() {
     let guarded = Guarded::start_with(|config| {

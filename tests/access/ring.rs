@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, RsaPublicKeyComponents};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -99,15 +99,48 @@ impl Ring {
         self.by(Algorithm::ES256).token(viewer)
     }
 
-    /// Signed with a secret that is the public RSA key: what fools who lets the token choose the algorithm. The key in
-    /// each of the forms in which somebody may have it.
+    /// Signed with a secret that is a public key: what fools who lets the token choose the algorithm. Each public key,
+    /// under its own name, in each of the forms in which somebody may have it.
     pub fn confused(&self, viewer: &str) -> Vec<String> {
-        let jwk = self.by(Algorithm::RS256).jwk();
-        let modulus = URL_SAFE_NO_PAD.decode(jwk["n"].as_str().expect("n")).expect("base64url");
-        let header = Header { kid: Some("rs".to_owned()), ..Header::new(Algorithm::HS256) };
-        let forge =
-            |secret: &[u8]| encode(&header, &claims(viewer), &EncodingKey::from_secret(secret)).expect("signed");
-        vec![forge(&modulus), forge(jwk["n"].as_str().expect("n").as_bytes()), forge(jwk.to_string().as_bytes())]
+        // The beginnings of a SubjectPublicKeyInfo for P-256 (RFC 5480, 2) and for Ed25519 (RFC 8410, 4).
+        const P256: [u8; 26] = [
+            0x30, 0x59, 0x30, 0x13, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1,
+            7, 3, 0x42, 0,
+        ];
+        const ED25519: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
+
+        let forge = |kid: &str, secret: &[u8]| {
+            let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::HS256) };
+            encode(&header, &claims(viewer), &EncodingKey::from_secret(secret)).expect("signed")
+        };
+        let kinds = [(Algorithm::RS256, "n"), (Algorithm::ES256, "x"), (Algorithm::EdDSA, "x")];
+        let each = kinds.into_iter().flat_map(|(algorithm, main)| {
+            let key = self.by(algorithm);
+            let jwk = key.jwk();
+            let text = |name: &str| jwk[name].as_str().expect("a part of the key");
+            let part = |name: &str| URL_SAFE_NO_PAD.decode(text(name)).expect("base64url");
+            let (raw, der) = match algorithm {
+                Algorithm::RS256 => {
+                    let public = RsaPublicKeyComponents { n: part("n"), e: part("e") };
+                    (part("n"), public.as_der().expect("encoded").as_ref().to_vec())
+                }
+                Algorithm::ES256 => {
+                    let point = [vec![4], part("x"), part("y")].concat();
+                    assert_eq!(point.len(), 65, "a point as it is, not squeezed");
+                    let der = [&P256[..], &point].concat();
+                    (point, der)
+                }
+                _ => {
+                    assert_eq!(part("x").len(), 32, "all of the key");
+                    (part("x"), [&ED25519[..], &part("x")].concat())
+                }
+            };
+            let (pem, whole) = (pem(&der), jwk.to_string());
+            let forms: [&[u8]; 6] =
+                [&raw, text(main).as_bytes(), whole.as_bytes(), &der, pem.as_bytes(), pem.trim_end().as_bytes()];
+            forms.map(|secret| forge(key.kid, secret))
+        });
+        each.collect()
     }
 
     /// Not signed at all, said in each of the ways that have worked somewhere.
@@ -124,6 +157,13 @@ impl Ring {
             })
             .collect()
     }
+}
+
+/// A public key as people pass it on (RFC 7468, 13).
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
 }
 
 /// Seconds since 1970.
