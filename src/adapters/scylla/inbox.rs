@@ -7,7 +7,6 @@ use scylla::DeserializeRow;
 use scylla::value::MaybeUnset;
 use uuid::Uuid;
 
-use super::gate::Gate;
 use super::session::corrupt as unreadable;
 use super::{IN_MAX, ScyllaStore, id_of, int, set, time_of, uint, uuid_of};
 use crate::domain::{Marks, Post, PostId, PostState, Row, Time, ViewerId};
@@ -99,9 +98,8 @@ impl ScyllaStore {
         };
         let groups = self.group_by_replicas(viewers)?;
         let size = self.batch_rows();
-        let gate = if viewers.len() > size { &self.shared.rows } else { &self.shared.few_rows };
         let batches = groups.iter().flat_map(|group| group.chunks(size));
-        let writes = batches.map(|batch| self.write_batch(gate, batch.iter().map(values).collect())).collect();
+        let writes = batches.map(|batch| self.write_batch(batch.iter().map(values).collect())).collect();
         self.concurrently(writes).await?;
         Ok(RowsWritten::Written)
     }
@@ -111,8 +109,8 @@ impl ScyllaStore {
         self.shared.batch_rows.load(Ordering::Relaxed).clamp(1, self.statements().row_batches.len())
     }
 
-    async fn write_batch(&self, gate: &Gate, rows: Vec<RowValues<'_>>) -> Result<()> {
-        let _under_way = gate.enter(rows.len()).await?;
+    async fn write_batch(&self, rows: Vec<RowValues<'_>>) -> Result<()> {
+        let _under_way = self.shared.rows.enter(rows.len()).await?;
         match rows.as_slice() {
             [] => {}
             [row] => self.write(&self.statements().write_row, row).await?,
