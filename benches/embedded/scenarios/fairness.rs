@@ -12,7 +12,7 @@ use crate::service::Service;
 
 /// Beside another's flood half of the small posts may wait for so many chunks of it: for the one that goes before in their
 /// lane, and for four group commits with two in each (`store.commit_bulk_bytes_max`), and one to spare. Without turns it
-/// would be hundreds. The p99 has no limit: that is for the processors to say, which the load shares.
+/// would be hundreds.
 const DELAY_MAX: f64 = 10.0;
 
 /// Runs it.
