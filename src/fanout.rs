@@ -78,11 +78,8 @@ impl Fanout {
                 Ok(()) = limits.changed() => {}
                 next = self.queue.next(lane), if room => match next {
                     Ok(Some(delivery)) => {
-                        let (this, place) = (self.clone(), Place::take(&parts, self.parts(&delivery.task)));
-                        in_hand.spawn(async move {
-                            this.handle(delivery).await;
-                            drop(place);
-                        });
+                        let (this, mut place) = (self.clone(), Place::take(&parts, self.parts(&delivery.task)));
+                        in_hand.spawn(async move { this.handle(delivery, &mut place).await });
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -102,7 +99,7 @@ impl Fanout {
         if self.queue.is_remote() { task.parts() } else { Task::WHOLE }
     }
 
-    async fn handle(&self, delivery: Delivery) {
+    async fn handle(&self, delivery: Delivery, place: &mut Place) {
         let task = &delivery.task;
         let name = format!("{}/{}", task.post_id, task.chunk.no);
         self.board.take(name.clone());
@@ -120,6 +117,7 @@ impl Fanout {
             }
             Err(error) => {
                 self.failed(&delivery.task, &error).await;
+                place.fill();
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 self.queue.release(delivery).await
             }
@@ -266,6 +264,12 @@ impl Place {
         all.fetch_add(parts, Ordering::Relaxed);
         Self(Arc::clone(all), parts)
     }
+
+    /// Takes up a whole place from now on: small tasks that fail must not come by the hundred in every pause.
+    fn fill(&mut self) {
+        self.0.fetch_add(Task::WHOLE - self.1, Ordering::Relaxed);
+        self.1 = Task::WHOLE;
+    }
 }
 
 impl Drop for Place {
@@ -289,6 +293,19 @@ fn span(task: &Task) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_that_was_filled_is_given_back_whole() {
+        let parts = Arc::new(AtomicU32::new(0));
+        let (small, mut failed) = (Place::take(&parts, 1), Place::take(&parts, 3));
+        failed.fill();
+        failed.fill();
+        assert_eq!(parts.load(Ordering::Relaxed), 1 + Task::WHOLE);
+        drop(failed);
+        assert_eq!(parts.load(Ordering::Relaxed), 1);
+        drop(small);
+        assert_eq!(parts.load(Ordering::Relaxed), 0);
+    }
 
     #[tokio::test]
     async fn what_a_panic_says_is_told() {

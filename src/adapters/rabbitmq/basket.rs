@@ -1,7 +1,8 @@
 //! What a lane of this process has at hand and nobody has in hand yet: a line for each of the lane's queues. Lines take
 //! turns by the work in their tasks, a whole task's worth each (deficit round robin: Shreedhar and Varghese 1995, with what
-//! a turn was overdrawn taken off the next). So the first of one of `n` lines is handed out after at most `n - 1` whole tasks,
-//! however many are at hand; and who has many small ones is not slower than who has few large ones.
+//! a turn was overdrawn taken off the next). So the first of one of `n` lines is handed out after less than two whole tasks'
+//! worth of each other, one on average, however many are at hand; and who has many small ones is not slower than who has few
+//! large ones, up to the size from which a task is whole.
 
 use std::collections::VecDeque;
 use std::pin::pin;

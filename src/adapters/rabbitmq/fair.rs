@@ -23,7 +23,7 @@ pub const QUIET: usize = 0;
 /// The rows that a producer may offer to a lane, in each process, and still post little: two chunks of the default size at
 /// once, and one a second. More at once, and what is small would wait behind what is not.
 const LITTLE: Rate = Rate { per_s: 500, burst: 1_000 };
-/// A task counts as so many rows at least: queues take turns by the task, and a thousand of a row each are a long line.
+/// A task counts as so many rows at least, as in the turns that queues take: a thousand of a row each are a long line.
 const TASK_ROWS_MIN: u64 = 20;
 /// Who offers more than it has left owes it, so long a time's worth at most: out for as long as it goes on, and back soon
 /// after.

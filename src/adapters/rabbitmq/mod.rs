@@ -2,7 +2,7 @@
 //!
 //! A producer has two of a lane's queues, and the queues take turns (`fair.rs`): a flood delays those whose queues are the
 //! same two, and of the others only a few. Who posts little has a third one, where no flood is: the first task there waits
-//! for one of each other queue at most. A task that was taken gives way to none; a producer whose queues are full is
+//! for less than two of each other queue. A task that was taken gives way to none; a producer whose queues are full is
 //! refused, and the others are not.
 //!
 //! Whatever the broker loses the relay publishes again, so nothing here waits for a broken broker: calls fail within
