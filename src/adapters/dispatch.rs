@@ -205,7 +205,7 @@ impl ports::Store for Store {
         pending(shard: u32, from: Option<Pending>, limit: u32) -> Result<PendingPage>;
         settle(settled: &[Settled]) -> Result<()>;
         withdrawals() -> Result<Vec<Withdrawal>>;
-        register_fence(nonce: u64, replid: &str) -> Result<Fence>;
+        register_fence(nonce: u64, replid: &str, seen: Option<u32>) -> Result<Fence>;
         newest_fence() -> Result<Option<(Fence, String)>>;
         fences(limit: u32) -> Result<Vec<FenceEntry>>;
     }

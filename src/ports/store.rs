@@ -286,8 +286,11 @@ pub trait Store {
     /// Every withdrawal whose fan-out may not be complete.
     fn withdrawals(&self) -> impl Future<Output = Result<Vec<Withdrawal>>> + Send;
 
-    /// Adds an entry to the fence registry: the next number, this nonce. `replid` tells whose life it is.
-    fn register_fence(&self, nonce: u64, replid: &str) -> impl Future<Output = Result<Fence>> + Send;
+    /// Adds an entry to the fence registry: the next number, this nonce. `replid` tells whose life it is. With `seen`, the
+    /// newest number that the caller has seen (0 for none), a later one of the same life that another process has
+    /// registered meanwhile is the answer instead: a life has one entry, whoever notices it first.
+    fn register_fence(&self, nonce: u64, replid: &str, seen: Option<u32>)
+    -> impl Future<Output = Result<Fence>> + Send;
 
     /// The newest entry of the fence registry, with the `replid` it was registered for.
     fn newest_fence(&self) -> impl Future<Output = Result<Option<(Fence, String)>>> + Send;

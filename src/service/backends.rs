@@ -44,7 +44,7 @@ impl Backends {
     async fn embedded(config: &Config, clock: &Clock) -> Result<Self> {
         let folder = Folder::open(&config.store.data)?;
         let store = Store::Embedded(EmbeddedStore::open(folder, options::store_options(config, clock))?);
-        let fence = store.register_fence(rand::random(), "embedded").await?;
+        let fence = store.register_fence(rand::random(), "embedded", None).await?;
         let revisions = Revisions::Embedded(EmbeddedRevisions::new(fence, options::revision_limits(config)));
         let queue = Queue::Embedded(EmbeddedQueue::new(config.fanout.queue_tasks_max as usize));
         Ok(Self { store, queue, revisions })

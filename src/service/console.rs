@@ -275,7 +275,7 @@ impl Console {
         let newest = self.store.newest_fence().await?;
         let none = || Error::new(Kind::Conflict, "fence_unknown", "no process has registered a fence yet: start one");
         let (_, replid) = newest.ok_or_else(none)?;
-        self.store.register_fence(rand::random(), &replid).await
+        self.store.register_fence(rand::random(), &replid, None).await
     }
 }
 

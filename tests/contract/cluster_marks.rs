@@ -174,7 +174,7 @@ async fn an_intent_that_keeps_failing_keeps_none_back() {
         let marks = vec![(post, at, 4_i8)];
         session.query_unpaged(text, (minute, viewer, mark_id, marks)).await.expect("written");
     }
-    let fence = store.register_fence(1, "a life").await.expect("registered");
+    let fence = store.register_fence(1, "a life", None).await.expect("registered");
     let revisions = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 100, waiters_max: 100 });
     let before = revisions.open(&ben).await.expect("opened");
     let mut relay = Intents::new(Store::Scylla(store.clone()), Revisions::Embedded(revisions.clone()), 5);

@@ -395,3 +395,20 @@ async fn a_migration_that_has_lost_its_lease_changes_nothing_more() {
     let again = migrate(&options).await.expect("migrated");
     assert_eq!(again.applied.len(), 4, "and begins with it again: {again:?}");
 }
+
+#[tokio::test]
+async fn a_life_that_many_processes_find_at_once_has_one_entry() {
+    let Some(points) = server() else { return };
+    let name = fresh_keyspace();
+    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
+    let store = connect(&points, &name, &Clock::manual(START)).await;
+    let before = store.register_fence(1, "before", None).await.expect("registered");
+    let found = (0..8).map(|n| store.register_fence(100 + n, "after", Some(before.seq)));
+    let fences = futures::future::try_join_all(found).await.expect("registered");
+    assert!(fences.iter().all(|fence| *fence == fences[0] && fence.seq == before.seq + 1), "{fences:?}");
+    let late = store.register_fence(200, "after", Some(before.seq)).await.expect("known");
+    assert_eq!(late, fences[0], "who looked before it was there, and comes when it is");
+    let renewed = store.register_fence(201, "after", None).await.expect("registered");
+    assert_eq!((renewed.seq, renewed.nonce), (late.seq + 1, 201), "who wants a new one gets it");
+    assert_eq!(store.fences(10).await.expect("read").len(), 3);
+}

@@ -89,7 +89,7 @@ async fn what_was_written_survives_a_restart() {
     opened.store.create_post(&post, &audience.chunks(2)).await.expect("created");
     opened.store.write_rows(&post, audience.viewers()).await.expect("written");
     opened.store.chunk_done(post.id, 0, Done { version: 1, fence: 1 }, true).await.expect("recorded");
-    let first = opened.store.register_fence(7, "x").await.expect("registered");
+    let first = opened.store.register_fence(7, "x", None).await.expect("registered");
     let opened = opened.reopen().await;
     assert_eq!(opened.store.post(post.id).await.expect("read"), Some(post.clone()));
     let window = opened.store.window(&audience.viewers()[2], 10).await.expect("read");

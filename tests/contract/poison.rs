@@ -62,7 +62,7 @@ impl Stage {
 
     /// The life of the revisions counts from now on.
     async fn begin(&self) {
-        self.store.register_fence(7, "test").await.expect("registered");
+        self.store.register_fence(7, "test", None).await.expect("registered");
     }
 
     async fn park(&self) {
@@ -261,7 +261,7 @@ async fn a_task_is_found_behind_messages_that_nobody_reads_and_not_parked_if_don
     assert_eq!(parked.look().await.expect("looked"), 0);
 
     stage.store.park_chunk(stage.post.id, 0, None).await.expect("taken up");
-    let fence = stage.store.register_fence(7, "test").await.expect("registered");
+    let fence = stage.store.register_fence(7, "test", None).await.expect("registered");
     let done = Done { version: 1, fence: fence.seq };
     stage.store.chunk_done(stage.post.id, 0, done, true).await.expect("recorded");
     publish(&task, headers).await;

@@ -313,8 +313,8 @@ pub async fn withdrawals_are_pending_changes(store: &impl Store, _: &Clock) {
 }
 
 pub async fn fences_count_up(store: &impl Store, _: &Clock) {
-    let first = store.register_fence(rand::random(), "life-1").await.expect("registered");
-    let second = store.register_fence(rand::random(), "life-2").await.expect("registered");
+    let first = store.register_fence(rand::random(), "life-1", None).await.expect("registered");
+    let second = store.register_fence(rand::random(), "life-2", None).await.expect("registered");
     assert!(second.seq > first.seq && second.nonce != first.nonce);
     assert!(store.newest_fence().await.expect("read").expect("there").0.seq >= second.seq);
 }

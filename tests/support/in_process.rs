@@ -53,7 +53,7 @@ pub struct Service {
 impl Service {
     pub async fn start(dir: &std::path::Path, clock: &Clock) -> Self {
         let store = Store::Embedded(open_store(dir, clock, INBOX_TTL));
-        let fence = store.register_fence(rand::random(), "test").await.expect("registered");
+        let fence = store.register_fence(rand::random(), "test", None).await.expect("registered");
         let records = EmbeddedRevisions::new(fence, RevisionLimits { records_max: 1_000, waiters_max: 10 });
         let revisions = Revisions::Embedded(records.clone());
         let queue = Queue::Embedded(EmbeddedQueue::new(8));

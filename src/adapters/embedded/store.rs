@@ -474,7 +474,7 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn register_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
+    async fn register_fence(&self, nonce: u64, replid: &str, _no_other_process: Option<u32>) -> Result<Fence> {
         let replid = replid.to_owned();
         self.commit(Durability::Vital, move |tables, group| {
             let newest = tables.fences.last_key_value().map(|entry| entry.key()).transpose().map_err(store_error)?;

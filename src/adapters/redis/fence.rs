@@ -25,8 +25,8 @@ const ATTEMPTS: u32 = 3;
 /// A process that is led to the wrong server would otherwise take turns with all others in registering, and make every
 /// client resync each time: a life that is in the registry already has to wait, longer each time.
 pub async fn settle(store: &Store, clock: &Clock, replid: &str, waiting: &Waiting) -> Result<Fence> {
-    // After a registration the registry is read again: another process may have registered the same life at the same
-    // time, and the newest entry is what counts.
+    // After a registration the registry is read again: another process may have registered another life at the same time,
+    // and the newest entry is what counts.
     for _ in 0..ATTEMPTS {
         let entries = store.fences(ENTRIES).await?;
         let known = |newest: &&FenceEntry| newest.replid == replid || faults::planted(Planted::NoFence);
@@ -38,7 +38,8 @@ pub async fn settle(store: &Store, clock: &Clock, replid: &str, waiting: &Waitin
             let detail = format!("this life of redis ({replid}) was current before; waits {wait:.0?} to be it again");
             return Err(cannot(detail));
         }
-        store.register_fence(rand::random(), replid).await?;
+        let seen = entries.first().map_or(0, |newest| newest.fence.seq);
+        store.register_fence(rand::random(), replid, Some(seen)).await?;
     }
     Err(cannot("other processes keep registering other lives of redis"))
 }

@@ -14,8 +14,8 @@ const SCOPE: &str = "main";
 const ATTEMPTS: u32 = 20;
 
 impl ScyllaStore {
-    pub(super) async fn add_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
-        let (mut unknown, mut before) = (None, None);
+    pub(super) async fn add_fence(&self, nonce: u64, replid: &str, seen: Option<u32>) -> Result<Fence> {
+        let (mut unknown, mut before) = (None, seen);
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 pause_before(attempt).await;

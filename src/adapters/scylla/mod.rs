@@ -351,8 +351,8 @@ impl Store for ScyllaStore {
         self.read_withdrawals().await
     }
 
-    async fn register_fence(&self, nonce: u64, replid: &str) -> Result<Fence> {
-        self.add_fence(nonce, replid).await
+    async fn register_fence(&self, nonce: u64, replid: &str, seen: Option<u32>) -> Result<Fence> {
+        self.add_fence(nonce, replid, seen).await
     }
 
     async fn newest_fence(&self) -> Result<Option<(Fence, String)>> {
