@@ -1,7 +1,7 @@
 //! A whole deployment: an API node with access control, a fan-out worker and a relay, each in a process of its own.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fanfold::clock::Clock;
 use fanfold::service::Backends;
@@ -15,6 +15,7 @@ use crate::fairness_phases::Feed;
 use crate::keys::Keys;
 use crate::measure::Result;
 use crate::source::open_records;
+use crate::wait::until;
 use crate::workers::{WRITTEN, metric};
 
 /// How often to look whether all rows are written: seldom enough that looking costs nothing.
@@ -76,34 +77,23 @@ impl Feed for Deployment {
     }
 
     async fn until_written(&mut self, rows: u64) -> Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
         let mut side = Connection::open(self.worker.addr()).await?;
-        loop {
+        until(LOOK, CATCH_UP, async || {
             let written = metric(&mut side, WRITTEN).await?;
-            if written >= rows {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{written} of {rows} rows are written after {CATCH_UP:?}").into());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+            Ok((written < rows).then(|| format!("{written} of {rows} rows are written after {CATCH_UP:?}")))
+        })
+        .await
     }
 
     /// Until no task is queued and the relay has met every post complete: where tasks came twice, and their rows counted
     /// twice, some of the last ones may still be in the worker's hands.
     async fn until_drained(&mut self) -> Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
-        loop {
+        until(LOOK_AROUND, CATCH_UP, async || {
             let status = self.console.status().await?;
-            if status.lag.is_zero() && status.depths.iter().all(|depth| *depth == Some(0)) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let (lag, depths) = (status.lag, status.depths);
-                return Err(format!("{depths:?} tasks wait, the oldest post for {lag:?}, after {CATCH_UP:?}").into());
-            }
-            tokio::time::sleep(LOOK_AROUND).await;
-        }
+            let (lag, depths) = (status.lag, status.depths);
+            let drained = lag.is_zero() && depths.iter().all(|depth| *depth == Some(0));
+            Ok((!drained).then(|| format!("{depths:?} tasks wait, the oldest post for {lag:?}, after {CATCH_UP:?}")))
+        })
+        .await
     }
 }

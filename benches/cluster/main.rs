@@ -61,6 +61,9 @@ mod suite;
 #[allow(dead_code)]
 #[path = "../embedded/svg.rs"]
 mod svg;
+#[allow(dead_code)]
+#[path = "../embedded/wait.rs"]
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -2,13 +2,21 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::measure::Result;
+use crate::wait::until;
+
+/// How often to look whether the servers are idle, and over which time they are.
+const LOOK: Duration = Duration::from_millis(500);
+/// What they use of the machine at most when they are.
+const IDLE_CORES: f64 = 0.15;
+/// Longest wait for it.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
 
 /// CPU seconds so far.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+struct Snapshot {
     at: Instant,
     /// By server, those of several nodes together.
     servers: Vec<(String, f64)>,
@@ -19,15 +27,40 @@ pub struct Snapshot {
 /// Cores in use between two snapshots.
 #[derive(Clone, Debug)]
 pub struct Usage {
+    /// Seconds between them.
+    pub wall_s: f64,
     /// By server.
     pub servers: Vec<(String, f64)>,
     /// Everything.
     pub machine: f64,
 }
 
+/// A run, with what the servers use meanwhile. It begins when they have done what the one before has left to them: tables
+/// to be merged, code to be compiled. `stack` is where dev/stack keeps process ids.
+pub async fn usage<T>(stack: &Path, run: impl Future<Output = Result<T>>) -> Result<(Usage, T)> {
+    until_idle(stack).await?;
+    let before = Snapshot::take(stack)?;
+    let done = run.await?;
+    Ok((before.until_now(stack)?, done))
+}
+
+/// Waits until all servers together use next to nothing.
+async fn until_idle(stack: &Path) -> Result<()> {
+    let mut before = Snapshot::take(stack)?;
+    until(LOOK, IDLE_AFTER, async || {
+        let usage = before.until_now(stack)?;
+        before = Snapshot::take(stack)?;
+        let cores: f64 = usage.servers.iter().map(|(_, cores)| cores).sum();
+        // What the first look sees is no time at all.
+        let idle = usage.wall_s >= LOOK.as_secs_f64() && cores < IDLE_CORES;
+        Ok((!idle).then(|| format!("the servers still use {cores:.2} cores after {IDLE_AFTER:?}")))
+    })
+    .await
+}
+
 impl Snapshot {
-    /// Now. `stack` is where dev/stack keeps process ids.
-    pub fn take(stack: &Path) -> Result<Self> {
+    /// Now.
+    fn take(stack: &Path) -> Result<Self> {
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         let mut servers: Vec<(String, f64)> = Vec::new();
         for (file, name) in [("redis", "Redis"), ("rabbitmq", "RabbitMQ")]
@@ -45,14 +78,14 @@ impl Snapshot {
     }
 
     /// Cores in use from `self` until now.
-    pub fn until_now(&self, stack: &Path) -> Result<Usage> {
+    fn until_now(&self, stack: &Path) -> Result<Usage> {
         let now = Self::take(stack)?;
         let wall_s = (now.at - self.at).as_secs_f64().max(1e-3);
         let server = |((name, after), (_, before)): (&(String, f64), &(String, f64))| {
             (name.clone(), (after - before).max(0.0) / wall_s)
         };
         let servers = now.servers.iter().zip(&self.servers).map(server).collect();
-        Ok(Usage { servers, machine: (now.machine - self.machine).max(0.0) / wall_s })
+        Ok(Usage { wall_s, servers, machine: (now.machine - self.machine).max(0.0) / wall_s })
     }
 }
 

@@ -13,6 +13,7 @@ use crate::measure::{Result, Sample};
 use crate::posts::Audiences;
 use crate::raw::{Form, RawRows};
 use crate::source::{Source, population, rows_of};
+use crate::wait::until;
 
 /// How often to look whether all rows are written: seldom enough that looking costs nothing.
 const LOOK: Duration = Duration::from_millis(20);
@@ -59,12 +60,8 @@ impl Workers {
         if taken != count {
             return Err(format!("the broker took {taken} of {count} tasks").into());
         }
-        while written(&mut sides).await? < target {
-            if started.elapsed() > CATCH_UP {
-                return Err(format!("{rows} rows are not written after {CATCH_UP:?}; see the workers' logs").into());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+        let late = || format!("{rows} rows are not written after {CATCH_UP:?}; see the workers' logs");
+        until(LOOK, CATCH_UP, async || Ok((written(&mut sides).await? < target).then(late))).await?;
         // Answered when the broker has been told of all that is finished.
         let cpu_us = self.ask("flush").await? - cpu;
         Ok(Sample { ops: rows, cpu_us, wall_s: started.elapsed().as_secs_f64() })

@@ -27,6 +27,7 @@ mod service;
 mod serving;
 mod suite;
 mod svg;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! The service in a process of its own, asked over HTTP as its clients ask.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fanfold::domain::Lane;
 use fanfold::ports::Path as ReadPath;
@@ -14,6 +14,7 @@ use crate::keys::Keys;
 use crate::load;
 use crate::measure::Result;
 use crate::posts;
+use crate::wait::until;
 
 /// How often to look whether the fan-out has caught up: seldom enough that looking costs nothing.
 const LOOK: Duration = Duration::from_millis(20);
@@ -145,47 +146,36 @@ impl Service {
     /// Waits until every post of `ids` is fanned out. [`Service::until_written`] is cheaper, but where the relay has driven
     /// tasks again, rows count twice.
     pub async fn until_done(&mut self, ids: &[String]) -> Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
-        for id in ids {
-            let status = self.asked(get(&format!("/v1/posts/{id}")));
-            while !self.side.send(&status).await?.expect(200)?.text().contains("\"status\":\"done\"") {
-                if Instant::now() > deadline {
-                    return Err(format!("post {id} is not fanned out after {CATCH_UP:?}").into());
+        let mut done = 0;
+        until(LOOK, CATCH_UP, async || {
+            while let Some(id) = ids.get(done) {
+                let status = self.asked(get(&format!("/v1/posts/{id}")));
+                if !self.side.send(&status).await?.expect(200)?.text().contains("\"status\":\"done\"") {
+                    return Ok(Some(format!("post {id} is not fanned out after {CATCH_UP:?}")));
                 }
-                tokio::time::sleep(LOOK).await;
+                done += 1;
             }
-        }
-        Ok(())
+            Ok(None)
+        })
+        .await
     }
 
     /// Waits until `rows` have been written since the start.
     pub async fn until_written(&mut self, rows: u64) -> Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
-        loop {
+        until(LOOK, CATCH_UP, async || {
             let written = self.counters().await?.rows;
-            if written >= rows {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{written} of {rows} rows are written after {CATCH_UP:?}").into());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+            Ok((written < rows).then(|| format!("{written} of {rows} rows are written after {CATCH_UP:?}")))
+        })
+        .await
     }
 
     /// Waits until no task is queued.
     pub async fn until_drained(&mut self) -> Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
-        loop {
+        until(LOOK, CATCH_UP, async || {
             let waiting = self.counters().await?.waiting;
-            if waiting == 0 {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{waiting} tasks still wait after {CATCH_UP:?}").into());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+            Ok((waiting > 0).then(|| format!("{waiting} tasks still wait after {CATCH_UP:?}")))
+        })
+        .await
     }
 
     /// The connection for questions; a new one if the service has closed it for being idle.

@@ -4,7 +4,7 @@ use crate::cluster::Bench;
 use crate::findings::{Comparison, Figure, Findings};
 use crate::measure::{Limit, Measure, Pair, Result, Sample, Spread};
 use crate::raw::RawRows;
-use crate::servers::{Snapshot, Usage};
+use crate::servers::{Usage, usage};
 use crate::source::Source;
 use crate::workers::Workers;
 
@@ -24,11 +24,11 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
         let tasks = source.tasks(context.size(240, 4)).await?;
         // What one arm leaves behind, tables to be written out and merged, the next one pays for: they take turns at it.
         let measured = if number % 2 == 0 {
-            let ours = usage(bench, workers.fan_out(&source, tasks.clone())).await?;
-            (ours, usage(bench, raw.measured(&tasks, form)).await?)
+            let ours = usage(&bench.stack, workers.fan_out(&source, tasks.clone())).await?;
+            (ours, usage(&bench.stack, raw.measured(&tasks, form)).await?)
         } else {
-            let other = usage(bench, raw.measured(&tasks, form)).await?;
-            (usage(bench, workers.fan_out(&source, tasks)).await?, other)
+            let other = usage(&bench.stack, raw.measured(&tasks, form)).await?;
+            (usage(&bench.stack, workers.fan_out(&source, tasks)).await?, other)
         };
         let (ours, other) = (measured.0.1, measured.1.1);
         usages[0].push(measured.0);
@@ -57,13 +57,6 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
     findings.add(costs("fan-out", &usages[0]).into());
     findings.add(costs("the raw driver", &usages[1]).into());
     Ok(findings)
-}
-
-/// A run with what the servers used meanwhile.
-async fn usage(bench: &Bench, run: impl Future<Output = Result<Sample>>) -> Result<(Usage, Sample)> {
-    let before = Snapshot::take(&bench.stack)?;
-    let sample = run.await?;
-    Ok((before.until_now(&bench.stack)?, sample))
 }
 
 /// What a row cost each server, and all of the machine, while `who` wrote: the median of all runs.

@@ -3,7 +3,7 @@
 use crate::cluster::Bench;
 use crate::findings::{Comparison, Figure, Findings};
 use crate::measure::{Measure, Pair, Result, Sample, Spread};
-use crate::servers::{Snapshot, Usage};
+use crate::servers::{Usage, usage};
 use crate::source::Source;
 use crate::workers::Workers;
 
@@ -17,11 +17,11 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
     let (mut pairs, mut usages) = (Vec::new(), [Vec::new(), Vec::new()]);
     for number in 0..context.pairs {
         context.say_pair("scale", number);
-        let (other, used) = fan_out(bench, &mut source, 1).await?;
-        usages[0].push((used, other));
-        let (ours, used) = fan_out(bench, &mut source, 2).await?;
-        usages[1].push((used, ours));
-        pairs.push(Pair { ours, other });
+        let other = fan_out(bench, &mut source, 1).await?;
+        let ours = fan_out(bench, &mut source, 2).await?;
+        pairs.push(Pair { ours: ours.1, other: other.1 });
+        usages[0].push(other);
+        usages[1].push(ours);
     }
     let mut findings: Findings = Comparison {
         scenario: "scale",
@@ -39,16 +39,14 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
 }
 
 /// So many workers of their own, since an idle one would take its share of the tasks.
-async fn fan_out(bench: &Bench, source: &mut Source, workers: usize) -> Result<(Sample, Usage)> {
+async fn fan_out(bench: &Bench, source: &mut Source, workers: usize) -> Result<(Usage, Sample)> {
     let mut workers = Workers::start(bench, "scale", workers).await?;
     let first = source.tasks(bench.context.size(20, 2)).await?;
     workers.fan_out(source, first).await?;
     let tasks = source.tasks(bench.context.size(120, 4)).await?;
-    let before = Snapshot::take(&bench.stack)?;
-    let sample = workers.fan_out(source, tasks).await?;
-    let usage = before.until_now(&bench.stack)?;
+    let measured = usage(&bench.stack, workers.fan_out(source, tasks)).await?;
     workers.stop().await?;
-    Ok((sample, usage))
+    Ok(measured)
 }
 
 /// Medians of cores in use, and what they say.
