@@ -104,17 +104,17 @@ pub struct Task {
     pub trace: Option<TraceId>,
 }
 
-/// Viewers for which a task counts as one part of a whole one.
-const VIEWERS_A_PART: usize = 20;
-
 impl Task {
     /// As how many parts a task counts that is as much as any: one of 500 viewers, a chunk of the default size.
     pub const WHOLE: u32 = 25;
 
+    /// Viewers for which a task counts as one part of a whole one; with fewer it is that much work all the same.
+    pub const VIEWERS_A_PART: usize = 20;
+
     /// How much of a whole task's work this one is, at least one part. What asks servers a few times for a single row is no
     /// more than that; what is larger than the default is whole all the same.
     pub fn parts(&self) -> u32 {
-        let parts = u32::try_from(self.chunk.viewers.len() / VIEWERS_A_PART).unwrap_or(u32::MAX);
+        let parts = u32::try_from(self.chunk.viewers.len() / Self::VIEWERS_A_PART).unwrap_or(u32::MAX);
         parts.clamp(1, Self::WHOLE)
     }
 

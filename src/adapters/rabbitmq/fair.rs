@@ -16,15 +16,13 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Lane, ProducerId, Rate};
+use crate::domain::{Lane, ProducerId, Rate, Task};
 
 /// The number of the quiet queue.
 pub const QUIET: usize = 0;
 /// The rows that a producer may offer to a lane, in each process, and still post little: two chunks of the default size at
 /// once, and one a second. More at once, and what is small would wait behind what is not.
 const LITTLE: Rate = Rate { per_s: 500, burst: 1_000 };
-/// A task counts as so many rows at least, as in the turns that queues take: a thousand of a row each are a long line.
-const TASK_ROWS_MIN: u64 = 20;
 /// Who offers more than it has left owes it, so long a time's worth at most: out for as long as it goes on, and back soon
 /// after.
 const BUSY: Duration = Duration::from_secs(10);
@@ -80,9 +78,10 @@ pub fn deal(open: &mut [(usize, u64)], share: u64, wanted: usize) -> Vec<usize> 
     places
 }
 
-/// As how many rows tasks count, by how many each has.
+/// As how many rows tasks count, by how many each has: a part of a whole task at least, as in the turns that queues take. A
+/// thousand of a row each are a long line.
 pub fn weight(rows: impl Iterator<Item = usize>) -> u64 {
-    rows.map(|rows| (rows as u64).max(TASK_ROWS_MIN)).sum()
+    rows.map(|rows| rows.max(Task::VIEWERS_A_PART) as u64).sum()
 }
 
 /// What producers have offered lately, to tell who posts little.
