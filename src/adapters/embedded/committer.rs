@@ -6,7 +6,8 @@
 //!
 //! Whoever shares a group waits for all of it. So that a post, a mark or the row of a small audience does not wait for
 //! every chunk that is fanned out at the moment, jobs are taken by size: all that are small, and of the others as many as
-//! fit a budget, but at least one.
+//! fit a budget, but at least one. And after a group with large ones those small ones that wait by then have a group of
+//! their own, which is written in a fraction of the time.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -246,6 +247,8 @@ impl Committer {
 struct Waiting {
     small: VecDeque<Box<dyn Job>>,
     bulk: VecDeque<(usize, Box<dyn Job>)>,
+    /// Whether the group before this one had bulk jobs, and this one has none if small jobs wait.
+    after_bulk: bool,
 }
 
 impl Waiting {
@@ -270,17 +273,37 @@ impl Waiting {
         }
     }
 
-    /// The next job of a group that has `taken` bytes of bulk jobs already. The first bulk job comes first, so that small
-    /// ones, however many, cannot keep all of them waiting.
-    fn next(&mut self, taken: &mut usize, bulk_bytes_max: usize) -> Option<Box<dyn Job>> {
-        let fits = |bytes: usize| *taken == 0 || *taken + bytes <= bulk_bytes_max;
-        let first = *taken == 0 || self.small.is_empty();
-        if first && self.bulk.front().is_some_and(|(bytes, _)| fits(*bytes)) {
+    /// Begins a group, and answers how it takes bulk jobs. They are in every other one at least, so that small ones, however
+    /// many, cannot keep them waiting.
+    fn begin(&mut self, bulk_bytes_max: usize) -> Budget {
+        let bulk = !self.after_bulk || self.small.is_empty();
+        self.after_bulk = false;
+        Budget { bytes_max: bulk.then_some(bulk_bytes_max), taken: 0 }
+    }
+
+    /// The next job of a group. The first bulk job comes first, so that the group has one.
+    fn next(&mut self, budget: &mut Budget) -> Option<Box<dyn Job>> {
+        let first = budget.taken == 0 || self.small.is_empty();
+        if first && self.bulk.front().is_some_and(|(bytes, _)| budget.fits(*bytes)) {
             let (bytes, job) = self.bulk.pop_front()?;
-            *taken += bytes.max(1);
+            budget.taken += bytes.max(1);
+            self.after_bulk = true;
             return Some(job);
         }
         self.small.pop_front()
+    }
+}
+
+/// What a group may still take of bulk jobs.
+struct Budget {
+    /// None at all without.
+    bytes_max: Option<usize>,
+    taken: usize,
+}
+
+impl Budget {
+    fn fits(&self, bytes: usize) -> bool {
+        self.bytes_max.is_some_and(|max| self.taken == 0 || self.taken + bytes <= max)
     }
 }
 
@@ -300,10 +323,11 @@ impl Thread {
             let mut group =
                 Group { writes: Vec::new(), tracked: HashMap::new(), bytes: 0, last_pending: self.last_pending };
             let mut jobs = Vec::new();
-            let mut bulk_bytes = 0;
+            self.waiting.receive(&mut self.queue, self.limits.jobs_max);
+            let mut budget = self.waiting.begin(self.limits.bulk_bytes_max);
             while jobs.len() < self.limits.jobs_max && group.bytes < self.limits.bytes_max {
                 self.waiting.receive(&mut self.queue, self.limits.jobs_max);
-                let Some(mut job) = self.waiting.next(&mut bulk_bytes, self.limits.bulk_bytes_max) else { break };
+                let Some(mut job) = self.waiting.next(&mut budget) else { break };
                 self.run_job(job.as_mut(), &mut group);
                 jobs.push(job);
             }
@@ -383,4 +407,49 @@ fn storage_full(text: String) -> Error {
 /// An error of the storage engine as one of ours.
 pub fn store_error(error: fjall::Error) -> Error {
     Error::unavailable("store_failed", "the store could not be read").with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BULK: Size = Size::Bulk(60);
+
+    fn push(waiting: &mut Waiting, sizes: &[Size]) {
+        for size in sizes {
+            let (run, result, reply) = (None::<fn(&mut Group) -> Result<()>>, Ok(()), oneshot::channel().0);
+            waiting.push(Box::new(Work { run, durability: Durability::Synced, size: *size, result, reply }));
+        }
+    }
+
+    fn group(waiting: &mut Waiting) -> Vec<Size> {
+        let mut budget = waiting.begin(100);
+        std::iter::from_fn(|| waiting.next(&mut budget)).map(|job| job.size()).collect()
+    }
+
+    #[test]
+    fn small_jobs_go_alone_after_large_ones_and_keep_none_waiting() {
+        let mut waiting = Waiting::default();
+        push(&mut waiting, &[BULK, BULK, BULK, BULK, Size::Small]);
+        assert_eq!(group(&mut waiting), [BULK, Size::Small], "nobody has waited for a large one yet");
+        push(&mut waiting, &[Size::Small, Size::Small]);
+        assert_eq!(group(&mut waiting), [Size::Small, Size::Small]);
+        push(&mut waiting, &[Size::Small]);
+        assert_eq!(group(&mut waiting), [BULK, Size::Small], "small ones may not come first for ever");
+        assert_eq!(group(&mut waiting), [BULK], "there are no small ones");
+        assert_eq!(group(&mut waiting), [BULK]);
+        push(&mut waiting, &[Size::Small]);
+        assert_eq!(group(&mut waiting), [Size::Small]);
+        assert!(group(&mut waiting).is_empty() && waiting.is_empty());
+    }
+
+    #[test]
+    fn large_jobs_share_a_group_as_far_as_its_budget_goes() {
+        let mut waiting = Waiting::default();
+        push(&mut waiting, &[Size::Bulk(50), Size::Bulk(50), Size::Bulk(1), Size::Bulk(500), Size::Bulk(0)]);
+        assert_eq!(group(&mut waiting), [Size::Bulk(50), Size::Bulk(50)]);
+        assert_eq!(group(&mut waiting), [Size::Bulk(1)]);
+        assert_eq!(group(&mut waiting), [Size::Bulk(500)], "one that is larger than the budget goes all the same");
+        assert_eq!(group(&mut waiting), [Size::Bulk(0)]);
+    }
 }
