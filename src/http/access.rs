@@ -96,9 +96,9 @@ pub(super) fn named_post(route: Route, path: &str) -> Option<PostId> {
     PostId::parse(&text)
 }
 
-/// Somebody was let in and refused all the same: having waited, or sent a body so slowly, that their key or token was no good
-/// any more, or asking for a post that is another producer's, or none. Which of these two they are not told, and neither is the log; who tries one id after
-/// the other shows by their number.
+/// Somebody was let in and refused all the same: having waited, or sent a body so slowly, that their key or token was no
+/// good any more, or asking for a post that is another producer's, or none. Which of these two they are not told, and
+/// neither is the log; who tries one id after the other shows by their number.
 pub(super) fn tell_refused(app: &App, response: &Response<Body>, caller: Option<&Caller>, place: &Place<'_>) {
     let (Some(refusals), Some(Failure(error))) = (app.access.refusals(), response.extensions().get()) else { return };
     if is_refusal(error) || place.post.is_some() && error.code() == "post_not_found" {
@@ -149,8 +149,8 @@ pub(super) fn challenge(error: &Error) -> Option<HeaderValue> {
     Some(HeaderValue::from_static(value))
 }
 
-/// What is left to whoever publishes or polls (draft-ietf-httpapi-ratelimit-headers): each policy with its quota and window, and
-/// of each what remains and when it is full again.
+/// What is left to whoever publishes or polls (draft-ietf-httpapi-ratelimit-headers): each policy with its quota and
+/// window, and of each what remains and when it is full again.
 pub(super) fn tell_allowances(app: &App, holder: Holder<'_>, headers: &mut HeaderMap) {
     let allowances = app.access.allowances(holder);
     if allowances.is_empty() {

@@ -20,8 +20,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Fields that the interface has a place for and this release does not serve yet.
 const PLANNED_FIELDS: [&str; 5] = ["topic", "audience_id", "publish_at", "collapse_key", "priority"];
-/// Bodies larger than this are parsed off the threads that serve requests.
-const PARSE_HERE_BYTES_MAX: usize = 256 * 1024;
+/// Bodies larger than this, of posts to more than some thousand viewers, are parsed off the threads that serve requests:
+/// polls would wait for them there.
+const PARSE_HERE_BYTES_MAX: usize = 32 * 1024;
 /// How much of a body that is refused is read at least, and dropped; twice its limit where that is more. A client that
 /// reads no answer before it has sent everything would otherwise find its connection reset, and the answer gone.
 const DROPPED_BYTES_MIN: u64 = 32 * 1024 * 1024;
