@@ -7,6 +7,7 @@ use fanfold::domain::{Post, PostId};
 use fanfold::ports::{Changed, Store as _};
 use fanfold::service::console::Console;
 
+use crate::pending;
 use crate::skew::without_its_task;
 use crate::support::Service;
 
@@ -29,11 +30,10 @@ async fn the_lag_is_seen_behind_what_was_never_committed() {
     let since = |id: PostId| {
         let store = store.clone();
         async move {
-            for shard in 0..store.shards() {
-                let page = store.pending(shard, None, 1_000).await.expect("read");
-                if let Some(entry) = page.entries.iter().find(|entry| entry.post_id == id) {
+            for entries in pending(&store).await {
+                if let Some(entry) = entries.iter().find(|entry| entry.post_id == id) {
                     store.settle(&[fanfold::ports::Settled::Done(*entry)]).await.expect("settled");
-                    return page.entries.len();
+                    return entries.len();
                 }
             }
             0

@@ -1,10 +1,10 @@
 //! The bad days of a cluster, each as its operator meets it: what the real binaries say of it, in `fanfold doctor` and at
 //! their start, how they end, and that no password is in what they say.
-//!
-//! Not here: a wrong password of the store, for the Cassandra of dev/stack asks nobody who they are and takes any.
 
 #[path = "../support/command.rs"]
 mod command;
+#[path = "../support/cql_door.rs"]
+mod cql_door;
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 #[path = "../support/samples.rs"]
@@ -15,6 +15,7 @@ mod support;
 mod wait;
 
 mod cluster;
+mod credentials;
 mod leftovers;
 #[cfg(feature = "faults")]
 mod poison;
@@ -28,3 +29,15 @@ mod tls;
 mod withdrawn;
 #[cfg(feature = "faults")]
 mod workers;
+
+use fanfold::adapters::Store;
+use fanfold::ports::{Pending, Store as _};
+
+/// The pending entries of every shard, each with its own: all of them, since no test here leaves a thousand in one.
+pub async fn pending(store: &Store) -> Vec<Vec<Pending>> {
+    let mut shards = Vec::new();
+    for shard in 0..store.shards() {
+        shards.push(store.pending(shard, None, 1_000).await.expect("read").entries);
+    }
+    shards
+}

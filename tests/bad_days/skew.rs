@@ -11,6 +11,7 @@ use fanfold::service::console;
 use fanfold::service::worker::Role;
 use serde_json::json;
 
+use crate::pending;
 use crate::samples::post_at;
 use crate::support::{Reply, Service};
 use crate::wait::eventually;
@@ -95,15 +96,8 @@ async fn drives(service: &Service, case: &str) {
     for n in 0..3 {
         let post = without_its_task(service, &Clock::system()).await;
         let store = &service.running.backends.store;
-        eventually(&format!("{case}: post {n} is driven and settled"), async || {
-            let mut left = 0;
-            for shard in 0..store.shards() {
-                let page = store.pending(shard, None, 100).await.expect("read");
-                left += page.entries.iter().filter(|entry| entry.post_id == post.id).count();
-            }
-            left == 0
-        })
-        .await;
+        let is_settled = async || pending(store).await.iter().flatten().all(|entry| entry.post_id != post.id);
+        eventually(&format!("{case}: post {n} is driven and settled"), is_settled).await;
         service.fanned_out(&post.id.to_string()).await;
     }
 }

@@ -7,7 +7,7 @@ use scylla::client::session::Session;
 use scylla::cluster::metadata::Strategy;
 
 use super::options::{ClusterOptions, EVERYWHERE, ScyllaOptions};
-use super::session::{connect, corrupt, store_error};
+use super::session::{USER, connect, corrupt, store_error};
 use super::store_clock::Skew;
 use super::{ScyllaStore, migrate};
 use crate::adapters::finding::Finding;
@@ -64,8 +64,8 @@ fn advice(error: &Error) -> &'static str {
         _ => {}
     }
     let told = error.to_string();
-    if told.contains("uthentic") {
-        "set scylla.user and FANFOLD_SCYLLA__PASSWORD to a user of the cluster"
+    if error.field() == Some(USER) {
+        "set scylla.user and scylla.password (FANFOLD_SCYLLA__PASSWORD) to those of a user of the cluster"
     } else if told.contains("tls") || told.contains("certificate") {
         "check scylla.tls and scylla.tls_ca_file"
     } else {

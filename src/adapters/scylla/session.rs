@@ -9,7 +9,10 @@ use scylla::client::execution_profile::{ExecutionProfile, ExecutionProfileHandle
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::DeserializeRow;
-use scylla::errors::{DbError, ExecutionError, NewSessionError, RequestAttemptError};
+use scylla::errors::{
+    ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, ExecutionError, MetadataError,
+    NewSessionError, RequestAttemptError,
+};
 use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::response::query_result::QueryResult;
 use scylla::response::{PagingState, PagingStateResponse};
@@ -21,7 +24,7 @@ use scylla::statement::{Consistency, SerialConsistency};
 use scylla::value::{CqlValue, Row};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::options::{self, ClusterOptions, ScyllaOptions};
+use super::options::{self, ClusterOptions, Credentials, ScyllaOptions};
 use crate::adapters::tls;
 use crate::error::{Error, Kind, Result};
 
@@ -29,6 +32,9 @@ use crate::error::{Error, Kind, Result};
 const WRITE_ATTEMPTS: u32 = 3;
 /// The pause before the second try; doubled before the third.
 const WRITE_PAUSE: Duration = Duration::from_millis(50);
+
+/// The field of an error that says that the store does not let us in.
+pub const USER: &str = "scylla.user";
 
 /// The longest pause after rivals stopped each other for the first time, milliseconds; it doubles up to five times.
 const RIVALS_PAUSE_MS: u64 = 20;
@@ -113,16 +119,45 @@ pub async fn connect(cluster: &ClusterOptions, connections: usize, timeout: Dura
     Ok(session)
 }
 
+/// An error that may pass, also where the store refuses us: a new one makes its first user some seconds after it has
+/// begun to answer.
 fn no_session(cluster: &ClusterOptions, error: NewSessionError) -> Error {
+    use ConnectionSetupRequestErrorKind as Setup;
+    let unavailable = |detail: String| Error::unavailable("store_unavailable", detail);
+    match setup_error(&error) {
+        // What the driver advises here is for those who call it.
+        Some(Setup::MissingAuthentication) => unavailable(not_let_in(cluster)).with_field(USER),
+        Some(Setup::DbError(DbError::AuthenticationError, _)) => {
+            unavailable(not_let_in(cluster)).with_field(USER).with_source(error)
+        }
+        _ => {
+            let points = cluster.contact_points.join(", ");
+            unavailable(format!("the store cannot be reached at {points} (scylla.contact_points)")).with_source(error)
+        }
+    }
+}
+
+fn not_let_in(cluster: &ClusterOptions) -> String {
     let points = cluster.contact_points.join(", ");
-    // The driver has it several errors deep; in its words it is on top.
-    let detail = if error.to_string().contains("uthentic") {
-        let user = cluster.credentials.as_ref().map_or("", |credentials| &credentials.user);
-        format!("the store at {points} refuses the user {user:?} (scylla.user, FANFOLD_SCYLLA__PASSWORD)")
-    } else {
-        format!("the store cannot be reached at {points} (scylla.contact_points)")
+    let password = "scylla.password (FANFOLD_SCYLLA__PASSWORD)";
+    match &cluster.credentials {
+        Some(Credentials { user, password: given }) if !given.is_empty() => {
+            format!("the store at {points} refuses the user {user:?} or its password; correct it or {password}")
+        }
+        _ => format!("the store at {points} demands a user and a password; set it and {password}"),
+    }
+}
+
+/// Why the last node asked did not start a session with us, if it was reached. The errors around it do not name it as
+/// their source.
+fn setup_error(error: &NewSessionError) -> Option<&ConnectionSetupRequestErrorKind> {
+    let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error: ConnectionError::ConnectionSetupRequestError(error),
+    })) = error
+    else {
+        return None;
     };
-    Error::unavailable("store_unavailable", detail).with_source(error)
+    Some(error.get_error())
 }
 
 /// An error unless the data centre to stay in exists: requests would find no node to go to.
