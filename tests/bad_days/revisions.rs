@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use fanfold::clock::Clock;
 use fanfold::ports::Store as _;
+use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, REDIS_URLS, SERVE, found};
+use crate::cluster::{Cluster, PROCESSES, REDIS_URLS, SERVE, found};
+use crate::pending;
 use crate::redis_server::RedisServer;
 use crate::support::Service;
 use crate::support::servers::server;
@@ -15,10 +17,15 @@ const PASSWORD: &str = "hush-hush-hush";
 
 /// Settings with a server of the test's own, where the servers that are named are there.
 async fn own(servers: &[&str]) -> Option<(Cluster, RedisServer)> {
+    own_with(servers, &[]).await
+}
+
+/// The same, the server's arguments being more than usual.
+async fn own_with(servers: &[&str], more: &[&str]) -> Option<(Cluster, RedisServer)> {
     // Where there is a Redis for tests, there is its binary.
     server("FANFOLD_TEST_REDIS")?;
     let mut cluster = Cluster::on(servers)?;
-    let redis = RedisServer::start().await;
+    let redis = RedisServer::start_with(tempfile::tempdir().expect("a temporary folder"), more).await;
     cluster.set(REDIS_URLS, redis.url());
     Some((cluster, redis))
 }
@@ -80,6 +87,117 @@ async fn a_server_that_drops_writes_or_will_is_told() {
 }
 
 #[tokio::test]
+async fn every_process_warns_once_a_life_of_a_policy_that_drops_writes() {
+    let policy = ["--maxmemory", "10mb", "--maxmemory-policy", "noeviction"];
+    let Some((mut cluster, redis)) = own_with(&["FANFOLD_TEST_CQL"], &policy).await else { return };
+    cluster.migrate().await;
+    // As on managed servers, where nobody may ask CONFIG.
+    redis.run::<String>("ACL SETUSER fanfold on nopass ~* &* +@all -config").await;
+    let address = format!("127.0.0.1:{}", redis.port());
+    cluster.set(REDIS_URLS, format!("redis://fanfold:any@{address}"));
+    // The words of the doctor.
+    let words = |policy| [address.as_str(), "maxmemory 10485760", policy, "when memory is short", "use volatile-lru"];
+    let (nobody, anybody) = (words("maxmemory-policy noeviction"), words("maxmemory-policy allkeys-random"));
+    found(&cluster.findings("revisions").await, &[&["warning", "bumps fail"], &nobody[..]].concat());
+    for process in PROCESSES {
+        let mut process = cluster.start(process);
+        process.says(&[&["WARN", "bumps fail"], &nobody[..]].concat()).await;
+        process.stop().await;
+    }
+
+    let mut node = cluster.start(SERVE);
+    node.says(&[&["WARN"], &nobody[..]].concat()).await;
+    redis.run::<u32>("CLIENT KILL TYPE normal").await;
+    node.says(&["the connection to redis is dropped"]).await;
+    node.says(&["revisions are available", &address]).await;
+    // Its first replica begins another life of it. That is the end of whatever might have been said under the last one.
+    redis.run::<String>("CONFIG SET maxmemory-policy allkeys-random").await;
+    RedisServer::start().await.follow(&redis).await;
+    node.says(&[&["WARN", "resync"], &anybody[..]].concat()).await;
+    let said = node.stop().await;
+    for words in [nobody, anybody] {
+        let lines = said.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+        assert_eq!(lines.count(), 1, "{words:?}: {said}");
+    }
+}
+
+/// Waits until nothing is pending.
+async fn is_settled(service: &Service) {
+    let store = &service.running.backends.store;
+    let is_settled = async || pending(store).await.iter().all(Vec::is_empty);
+    eventually("the relay has met all posts complete", is_settled).await;
+}
+
+/// How many scripts a server was asked to run, refused or not.
+async fn scripts_asked(redis: &RedisServer) -> u64 {
+    let stats: String = redis.run("INFO commandstats").await;
+    let calls = |line: &str| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse().ok();
+    stats.lines().find_map(calls).unwrap_or_default()
+}
+
+/// "Unchanged" may be late here, as while Redis is away. It is never said to who has no record, and not for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_delays_what_it_refuses_and_loses_nothing() {
+    if server("FANFOLD_TEST_REDIS").is_none() {
+        return;
+    }
+    let redis = RedisServer::start().await;
+    let on_own = Service::on_cluster(|config| {
+        config.redis.urls = vec![redis.url().as_str().into()];
+        // Were a refusal a failure of the task's own, its chunk would be parked at once.
+        config.fanout.attempts_max = 1;
+        config.relay.redrive_after_ms = 500;
+    });
+    let Some(service) = on_own.await else { return };
+    let first = service.publish("Dawn", &["ben", "cleo"]).await;
+    // While it is pending it may be driven again, which would be news once more.
+    is_settled(&service).await;
+    let (held, other) = (service.token("ben").await, service.token("cleo").await);
+    let poll = async |viewer: &str, token: &str| {
+        let reply = service.get(&format!("/v1/viewers/{viewer}/revision?since={token}")).await;
+        assert!([200, 304].contains(&reply.status), "{reply:?}");
+        reply.status
+    };
+    assert_eq!(poll("ben", &held).await, 304);
+
+    // An empty server takes more than that.
+    redis.run::<String>("CONFIG SET maxmemory 100kb maxmemory-policy noeviction").await;
+    let body = json!({"type": "t", "data": {"title": "Noon"}, "audience": {"viewers": ["ben", "amy"]}});
+    let reply = service.post("/v1/posts", body).await;
+    assert_eq!(reply.status, 202, "{reply:?}");
+    let second = reply.json()["post_id"].as_str().expect("an id").to_owned();
+    let fanout = async || service.get(&format!("/v1/posts/{second}")).await.json()["fanout"].take();
+    eventually("the rows are written", async || fanout().await["written"] == 2).await;
+    let asked = scripts_asked(&redis).await;
+    eventually("the bumps are tried again", async || scripts_asked(&redis).await >= asked + 2).await;
+    let told = fanout().await;
+    assert_eq!((&told["status"], &told["failed"]), (&json!("running"), &json!(0)), "{told}");
+
+    let page = service.get("/v1/viewers/ben/inbox").await;
+    assert_eq!(page.titles("items"), ["Noon", "Dawn"], "{page:?}");
+    let fresh = page.json()["token"].as_str().expect("of the record he had").to_owned();
+    assert_eq!(poll("ben", &fresh).await, 304, "he has seen all there is");
+    let page = service.get("/v1/viewers/amy/inbox").await;
+    assert_eq!((page.titles("items"), page.json()["token"].take()), (vec!["Noon".to_owned()], Value::Null), "{page:?}");
+    assert_eq!(service.get("/v1/viewers/amy/revision").await.status, 200, "she holds nothing that could be current");
+    let mark = service.ask("PUT", &format!("/v1/viewers/cleo/inbox/{first}/read")).send().await;
+    assert_eq!((mark.status, mark.json()["code"].as_str()), (503, Some("revisions_unavailable")), "{mark:?}");
+
+    redis.run::<String>("CONFIG SET maxmemory 0").await;
+    for (viewer, token) in [("ben", &held), ("ben", &fresh), ("cleo", &other)] {
+        eventually("the bump follows", async || poll(viewer, token).await == 200).await;
+    }
+    service.fanned_out(&second).await;
+    let changes = service.get(&format!("/v1/viewers/ben/changes?since={held}")).await;
+    assert_eq!(changes.titles("upserted"), ["Noon"], "{changes:?}");
+    assert_eq!(poll("ben", changes.json()["token"].as_str().expect("a token")).await, 304);
+    let changes = service.get(&format!("/v1/viewers/cleo/changes?since={other}")).await;
+    assert_eq!(changes.titles("upserted"), ["Dawn"], "{changes:?}");
+    assert!(changes.json()["upserted"][0]["read_at"].is_string(), "{changes:?}");
+    assert!(!service.token("amy").await.is_empty(), "there is room for her record");
+}
+
+#[tokio::test]
 async fn a_replica_alone_is_no_use_and_beside_its_master_none_is_needed() {
     let Some((mut cluster, replica)) = own(&["FANFOLD_TEST_CQL"]).await else { return };
     cluster.migrate().await;
@@ -125,14 +243,7 @@ async fn the_first_replica_costs_every_client_one_resync() {
     }
     let store = &service.running.backends.store;
     // What is pending when a life ends is driven again under the next, and would be news to everybody once more.
-    eventually("the relay has met the first post complete", async || {
-        let mut left = 0;
-        for shard in 0..store.shards() {
-            left += store.pending(shard, None, 100).await.expect("read").entries.len();
-        }
-        left == 0
-    })
-    .await;
+    is_settled(&service).await;
     let before = store.fences(100).await.expect("read");
 
     replica.follow(&master).await;

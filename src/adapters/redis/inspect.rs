@@ -6,15 +6,21 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, ServerErrorKind};
 
 use super::connection::{candidates, plain, reason, refuses_user};
+use super::settings::{PART, eviction};
 use super::{RedisOptions, RedisServers};
 use crate::adapters::finding::Finding;
 use crate::ports::FenceEntry;
 
-const PART: &str = "revisions";
 /// The first release with RESP3, which pushes and replies share a connection by.
 const MAJOR_MIN: u32 = 6;
 /// What a record's write is tried with: a key that goes by itself after a second, written by a script as records are.
 const TRIAL: &str = "return redis.call('SET', KEYS[1], '', 'PX', 1000)";
+/// Why a server refuses writes, by the code of the refusal, and what to do.
+const REFUSALS: [(&str, &str); 3] = [
+    ("OOM", "give it more maxmemory, or maxmemory-policy volatile-lru; until then news come late"),
+    ("MISCONF", "its disk is full or broken, see its log; until then news come late"),
+    ("NOREPLICAS", "min-replicas-to-write asks for more replicas than it has; until then news come late"),
+];
 
 /// Looks at every server; what fails is a finding, not an error. `newest` is the newest entry of the fence registry.
 pub async fn inspect(options: &RedisOptions, newest: Option<&FenceEntry>) -> Vec<Finding> {
@@ -140,55 +146,37 @@ fn advice(error: &RedisError) -> &'static str {
     if refuses_user(error) {
         return "correct redis.urls: redis://user:password@host:port, without a user redis://:password@host:port";
     }
-    match (error.kind(), error.code()) {
-        (_, Some("OOM")) => "give it more maxmemory, or maxmemory-policy volatile-lru; until then news come late",
-        (_, Some("MISCONF")) => "its disk is full or broken, see its log; until then news come late",
-        (_, Some("NOREPLICAS")) => {
-            "min-replicas-to-write asks for more replicas than it has; until then news come late"
-        }
-        (redis::ErrorKind::Server(ServerErrorKind::NoPerm), _) => "allow it to the user: see ACL SETUSER",
-        (redis::ErrorKind::RESP3NotSupported, _) => "use Redis 6 or later",
-        (redis::ErrorKind::InvalidClientConfig, _) => "correct redis.urls (rediss:// for TLS) and redis.tls_ca_file",
+    if let Some(&(_, advice)) = REFUSALS.iter().find(|(code, _)| refuses(error, code)) {
+        return advice;
+    }
+    match error.kind() {
+        redis::ErrorKind::Server(ServerErrorKind::NoPerm) => "allow it to the user: see ACL SETUSER",
+        redis::ErrorKind::RESP3NotSupported => "use Redis 6 or later",
+        redis::ErrorKind::InvalidClientConfig => "correct redis.urls (rediss:// for TLS) and redis.tls_ca_file",
         _ if error.to_string().contains("certificate") => "correct redis.tls_ca_file, or the server's certificate",
         _ => "start it, or check the address in redis.urls",
     }
 }
 
-/// Records may go at any time: an evicted one costs its viewer a resync. So a policy is good if it evicts those who poll
-/// least, and bad if it evicts nobody, for then writes fail when memory is short.
-fn eviction(address: &str, policy: &str, maxmemory: &str) -> Finding {
-    let what = format!("{address}: maxmemory {maxmemory}, maxmemory-policy {policy}");
-    let advice = match (policy, maxmemory) {
-        (_, "0" | "") => return Finding::fine(PART, what),
-        ("allkeys-random" | "volatile-random", _) => {
-            "when memory is short, viewers who poll now resync as often as those who left: use volatile-lru"
-        }
-        (policy, _) if policy.starts_with("volatile-") || policy.starts_with("allkeys-") => {
-            return Finding::fine(PART, what);
-        }
-        _ => {
-            "when memory is short, bumps fail and news come late: use volatile-lru, evicted records only cost a resync"
-        }
-    };
-    Finding::warning(PART, what, advice)
+/// Redis 6 gives every error of a script the code ERR, and the refusal within its text.
+fn refuses(error: &RedisError, code: &str) -> bool {
+    error.code() == Some(code) || error.detail().is_some_and(|text| text.contains(&format!("-{code} ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::finding::Severity;
 
     #[test]
-    fn a_policy_that_drops_writes_is_told() {
-        let severity = |policy, maxmemory| eviction("r", policy, maxmemory).severity;
-        for policy in ["noeviction", "allkeys-random", "volatile-lru"] {
-            assert_eq!(severity(policy, "0"), Severity::Fine, "there is no bound");
-        }
-        for policy in ["volatile-lru", "volatile-lfu", "volatile-ttl", "allkeys-lru", "allkeys-lfu"] {
-            assert_eq!(severity(policy, "1000"), Severity::Fine, "{policy}");
-        }
-        for policy in ["noeviction", "allkeys-random", "volatile-random"] {
-            assert_eq!(severity(policy, "1000"), Severity::Warning, "{policy}");
-        }
+    fn why_a_write_is_refused_is_told_whatever_the_release() {
+        let of = |kind: redis::ErrorKind, text: &str| advice(&RedisError::from((kind, "refused", text.to_owned())));
+        let general = redis::ErrorKind::Server(ServerErrorKind::ResponseError);
+        // As Redis 6 says it; from 7 on the code is the error's own, see tests/bad_days/revisions.rs.
+        let script = "Error running script (call to f_0a9a): @user_script:1: @user_script: 1: ";
+        let oom = of(general, &format!("{script}-OOM command not allowed when used memory > 'maxmemory'."));
+        assert!(oom.contains("more maxmemory"), "{oom}");
+        let few = of(general, &format!("{script}-NOREPLICAS Not enough good replicas to write."));
+        assert!(few.contains("min-replicas-to-write"), "{few}");
+        assert!(of(redis::ErrorKind::Io, "refused").contains("start it"));
     }
 }

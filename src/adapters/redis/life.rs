@@ -27,7 +27,10 @@ pub struct Life {
     pub fence: Fence,
     /// Its waiters.
     pub bells: Arc<Bells>,
-    replid: String,
+    /// The id of the master's replication history.
+    pub replid: String,
+    /// The master's address, for the log.
+    pub address: String,
     connection: MultiplexedConnection,
     confirm_max: Duration,
     answer_max: Duration,
@@ -51,11 +54,12 @@ enum Check {
 impl Life {
     /// What was found, under `fence`; not confirmed yet.
     pub fn new(found: Found, fence: Fence, options: &RedisOptions) -> Self {
-        let Found { connection, bells, replid, .. } = found;
+        let Found { connection, bells, replid, address } = found;
         Self {
             fence,
             bells,
             replid,
+            address,
             connection,
             confirm_max: options.confirm_max,
             answer_max: options.response_timeout * 2,

@@ -2,7 +2,7 @@
 //!
 //! There is one primary. Whoever connects asks who it is talking to before it uses the connection and every second
 //! while it does; a connection and its fence live and die together (`life.rs`). Nothing reconnects underneath. Quotas are
-//! counted over the same connection (`quotas.rs`).
+//! counted over the same connection (`quotas.rs`). Settings that will have writes dropped are told (`settings.rs`).
 
 mod bells;
 mod connection;
@@ -11,8 +11,10 @@ mod inspect;
 mod life;
 mod quotas;
 mod script;
+mod settings;
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,7 @@ pub use self::inspect::inspect;
 use self::life::Life;
 pub use self::quotas::RedisQuotas;
 use self::script::{BUMP_RECORDS, Keys, Scripts};
+use self::settings::Looked;
 use crate::adapters::Store;
 use crate::clock::Clock;
 use crate::domain::{Change, Fence, PostId, Record, Revision, ViewerId};
@@ -159,13 +162,13 @@ impl RedisRevisions {
 impl Inner {
     /// Finds the master, keeps it as long as it is one, and looks again.
     async fn keep(&self) {
-        let mut pause = PAUSES.0;
+        let (mut pause, mut looked) = (PAUSES.0, Looked::default());
         loop {
             match self.begin().await {
                 Ok(life) => {
                     pause = PAUSES.0;
                     self.replace(Ok(Arc::clone(&life)));
-                    let reason = life.watch(&self.options, &self.store).await;
+                    let reason = self.watch(&life, &mut looked).await;
                     tracing::warn!(reason, fence = life.fence.seq, "the connection to redis is dropped");
                     self.replace(Err(reason.into()));
                 }
@@ -179,6 +182,17 @@ impl Inner {
         }
     }
 
+    /// Watches a life until it is over, and says why it is. It serves already: nobody waits for the look at its
+    /// settings.
+    async fn watch(&self, life: &Life, looked: &mut Looked) -> String {
+        let mut over = pin!(life.watch(&self.options, &self.store));
+        tokio::select! {
+            reason = &mut over => return reason,
+            () = looked.at(life) => {}
+        }
+        over.await
+    }
+
     async fn begin(&self) -> Result<Arc<Life>> {
         let newest = self.store.newest_fence().await?.map(|(_, replid)| replid);
         let bells = || Arc::new(Bells::new(self.keys.clone(), self.options.waiters_max));
@@ -186,13 +200,12 @@ impl Inner {
         let fence = fence::settle(&self.store, &self.options.clock, &found.replid, &self.waiting).await?;
         let loaded = self.scripts.load(&mut found.connection).await;
         loaded.map_err(|error| cannot("redis does not take the scripts").with_source(error))?;
-        let address = found.address.clone();
         let life = Life::new(found, fence, &self.options);
         // Asked again: it may have become a replica while the fence was registered.
         if !life.check(&self.store).await? {
             return Err(cannot("the fence of the revisions could not be confirmed"));
         }
-        tracing::info!(address, fence = fence.seq, "revisions are available");
+        tracing::info!(address = life.address, fence = fence.seq, "revisions are available");
         Ok(Arc::new(life))
     }
 
