@@ -92,6 +92,9 @@ impl KeyBook {
             unknown: moka::sync::Cache::builder()
                 .max_capacity(config.unknown_keys_cached_max)
                 .time_to_live(UNKNOWN_FOR)
+                // By how often one was asked for, as is usual, a full cache would take no new ones: those that it has were
+                // asked for as seldom.
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
             lookups: Turns::new(LOOKUPS_MAX, UNREADABLE),
             limits: Limits {
