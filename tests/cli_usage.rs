@@ -1,12 +1,19 @@
 //! The binary as a script sees it, without a service: exit codes, and which stream gets what.
 
+#[path = "support/command.rs"]
+mod command;
+#[path = "support/wait.rs"]
+mod wait;
+
+use std::ffi::OsString;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStringExt as _;
 use std::process::{Command, Output, Stdio};
 
+use command::{CLI, NO_SETTINGS, std_command};
+
 fn fanfold(line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-    command.args(line.split_whitespace()).env_remove("FANFOLD_URL").env_remove("FANFOLD_CONFIG").stdin(Stdio::null());
-    command
+    std_command(CLI, line.split_whitespace(), NO_SETTINGS)
 }
 
 fn run(line: &str) -> Output {
@@ -51,6 +58,26 @@ fn nobody_listening_is_unavailable() {
         let output = run(&format!("{line} --url http://{address}"));
         assert_eq!(output.status.code(), Some(69), "{line}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("cannot connect"), "{output:?}");
+    }
+}
+
+#[test]
+fn a_token_may_be_published_and_a_key_may_not_whatever_bytes_are_beside_it() {
+    let token = format!("eyJhbGciOiJIUzI1NiJ9.{}.{}", "x".repeat(20), "y".repeat(20));
+    let (secret, id) = ("ab".repeat(32), "01".repeat(8));
+    let post = |data: Vec<u8>| {
+        let args = ["post", "--to", "ben", "--type", "t", "--url", "http://127.0.0.1:1", "--data"];
+        std_command(CLI, args, NO_SETTINGS).arg(OsString::from_vec(data)).output().expect("the binary runs")
+    };
+    let output = post(format!("{{\"token\": \"{token}\"}}").into_bytes());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(69) && told.contains("cannot connect"), "it would be sent: {output:?}");
+    let with_key = format!("{{\"key\": \"ffk_{id}_{secret}\", \"token\": \"{token}\"}}").into_bytes();
+    for data in [[with_key.as_slice(), b"\xff"].concat(), with_key, format!("@{token}").into_bytes()] {
+        let output = post(data);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(64) && told.contains("rotate"), "{output:?}");
+        assert!(!told.contains(&secret) && !told.contains(&token), "{told}");
     }
 }
 

@@ -17,6 +17,7 @@ mod out;
 mod pages;
 mod post;
 mod replay;
+mod secrets;
 mod serve;
 mod status;
 mod token;
@@ -30,8 +31,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use fault::{EXIT_USAGE, Fault, Result};
-
-use crate::access::looks_secret;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,20 +76,9 @@ enum Command {
     Completions(complete::Args),
 }
 
-/// How `process` ends if one of its arguments is a secret; said without repeating it.
-fn refuse_secrets(process: &str) -> Option<ExitCode> {
-    let place = std::env::args_os().position(|arg| arg.to_str().is_some_and(looks_secret))?;
-    out::note(format_args!(
-        "{process}: argument {place} is a key or a token, or has one in it: every user of this machine can see a command's \
-         arguments, and the shell's history keeps them. Put it into FANFOLD_KEY, or into a file for --key-file; and since \
-         this one has been seen, rotate it"
-    ));
-    Some(ExitCode::from(EXIT_USAGE))
-}
-
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    if let Some(code) = refuse_secrets("fanfold") {
+    if let Some(code) = secrets::refuse("fanfold", secrets::PUBLISHED) {
         return code;
     }
     let cli = match Cli::try_parse() {

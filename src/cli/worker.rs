@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::fault::{EXIT_USAGE, Fault, Result};
 use super::serve::{self, LogFormatArg};
-use super::{duration, out, refuse_secrets};
+use super::{duration, out, secrets};
 use crate::config::Overrides;
 use crate::service::worker::{self, Role};
 
@@ -47,7 +47,7 @@ struct Args {
 
 /// Runs a worker process.
 pub fn main(role: Role) -> ExitCode {
-    if let Some(code) = refuse_secrets(role.name()) {
+    if let Some(code) = secrets::refuse(role.name(), &[]) {
         return code;
     }
     let args = match Args::try_parse() {
