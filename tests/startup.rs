@@ -1,24 +1,24 @@
 //! The real binary at the edges of its life: what keeps it from starting, what it says, and how it stops.
 
+#[path = "support/command.rs"]
+mod command;
+#[path = "operators/figures.rs"]
+mod figures;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/wait.rs"]
 mod wait;
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use command::{CLI, NO_SETTINGS, command, std_command};
 use process::Service;
 use serde_json::{Value, json};
 
 fn serve(data: &Path, args: &[&str], settings: &[(&str, &str)]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fanfold"))
-        .args(["serve", "--log", "warn", "--data"])
-        .arg(data)
-        .args(args)
-        .envs(settings.iter().copied())
-        .output()
-        .expect("the binary runs")
+    let mut command = std_command(CLI, ["serve", "--log", "warn", "--data"], settings.iter().copied());
+    command.arg(data).args(args).output().expect("the binary runs")
 }
 
 /// It ended with `code`, printed nothing to stdout, and said each of `words` on stderr without a panic.
@@ -159,6 +159,41 @@ async fn a_write_that_fails_is_never_accepted_and_what_was_accepted_stays() {
     service.stop().await;
 }
 
+/// Figures to watch that only a cluster has: of a broker, of the store's clock, of other API nodes.
+const OF_A_CLUSTER: [&str; 4] =
+    ["fanfold_queue_parked_messages", "fanfold_clock_skew_seconds", "fanfold_quota_shared", "fanfold_quota_nodes"];
+
+async fn metrics(client: &reqwest::Client, service: &Service) -> String {
+    let answer = client.get(format!("{}/metrics", service.url())).send().await.expect("answered");
+    assert_eq!(answer.status(), 200);
+    answer.text().await.expect("text")
+}
+
+#[tokio::test]
+async fn the_figures_to_watch_are_there_but_for_those_of_a_cluster_and_of_what_went_wrong() {
+    let (dir, client) = (folder(), reqwest::Client::new());
+    // However slow the machine, nothing is driven again.
+    let service = Service::start(dir.path(), &[("FANFOLD_RELAY__REDRIVE_AFTER_MS", "3600000")]).await;
+    // But in its first round the relay drives all that it finds: that is to be over.
+    let is_over = async || figures::has(&metrics(&client, &service).await, "fanfold_fanout_lag_seconds");
+    wait::eventually("the relay has looked at all there is", is_over).await;
+    let post = json!({"type": "t", "data": {}, "audience": {"viewers": ["ben"]}});
+    let id = publish(&client, &service, &[post]).await[0]["post"]["post_id"].as_str().expect("an id").to_owned();
+    assert_eq!(get(&client, &service, &format!("/v1/posts/{id}?wait=30")).await.1["fanout"]["status"], "done");
+    assert_eq!(get(&client, &service, "/v1/viewers/ben/revision").await.0, 200);
+
+    let (page, table) = (metrics(&client, &service).await, figures::table());
+    for name in OF_A_CLUSTER {
+        assert!(table.iter().any(|figure| figure.name == name), "{name} is not in the table");
+    }
+    for figure in table {
+        let name = figure.name.as_str();
+        let left_out = OF_A_CLUSTER.contains(&name) || figures::counts_what_goes_wrong(name);
+        assert_eq!(figures::has(&page, name), !left_out, "{name} in\n{page}");
+    }
+    service.stop().await;
+}
+
 /// A pipe whose reader has gone.
 fn pipe_that_nobody_reads() -> std::io::PipeWriter {
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -172,12 +207,10 @@ async fn a_service_whose_words_nobody_reads_goes_on() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = free.local_addr().expect("bound").to_string();
     drop(free);
-    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"))
-        .args(["serve", "--log", "info", "--listen", &addr, "--data"])
+    let mut child = command(CLI, ["serve", "--log", "info", "--listen", &addr, "--data"], NO_SETTINGS)
         .arg(dir.path())
         .stdout(pipe_that_nobody_reads())
         .stderr(pipe_that_nobody_reads())
-        .kill_on_drop(true)
         .spawn()
         .expect("the binary starts");
     let client = reqwest::Client::new();
@@ -218,8 +251,8 @@ async fn connections_leave_the_store_its_descriptors() {
 #[test]
 fn a_start_with_hardly_a_descriptor_for_connections_is_refused() {
     let dir = folder();
-    let output = Command::new("bash")
-        .args(["-c", "ulimit -n 1000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_fanfold"), "serve", "--log", "warn"])
+    let shell = ["-c", "ulimit -n 1000; exec \"$0\" \"$@\"", CLI, "serve", "--log", "warn"];
+    let output = std_command("bash", shell, NO_SETTINGS)
         .args(["--listen", "127.0.0.1:0", "--data"])
         .arg(dir.path().join("data"))
         .output()

@@ -95,6 +95,8 @@ struct Tasks {
 impl Running {
     /// Starts everything. Listens last: whoever gets a connection gets answers.
     pub async fn start(config: &Config, clock: Clock) -> Result<Self> {
+        // Before anything that measures.
+        let metrics = telemetry::install_metrics();
         let backends = Backends::open(config, &clock).await?;
         let listener = listen(config.http.listen, "http.listen").await?;
         let addr = listener.local_addr().map_err(|e| Error::internal("no local address").with_source(e))?;
@@ -130,7 +132,6 @@ impl Running {
         let (access, watch) = Access::open(&config.access, &config.quota, &store, &revisions, &clock)?;
         access.warn_of_gaps(&config.quota).await?;
         let tls = http::Tls::open(&config.tls)?;
-        let metrics = telemetry::install_metrics();
         let app = http::App::new(http::Parts {
             status: Publisher { store: store.for_path(Path::Status), ..publisher.clone() },
             publisher,

@@ -84,11 +84,12 @@ pub struct Worker {
 impl Worker {
     /// Starts everything.
     pub async fn start(role: Role, config: &Config, clock: Clock) -> Result<Self> {
+        // Before anything that measures.
+        let metrics = telemetry::install_metrics();
         let backends = Backends::open(config, &clock).await?;
         let listener = listen(config.worker.listen, "worker.listen").await?;
         let addr = listener.local_addr().map_err(|e| Error::internal("no local address").with_source(e))?;
         let access = guard(config, &backends, &clock)?;
-        let metrics = telemetry::install_metrics();
         let mut tasks = Tasks::new(Duration::from_secs(u64::from(config.http.shutdown_grace_s)));
         let board = match role {
             Role::Fanout => tasks.spawn_workers(&backends, &clock, config),

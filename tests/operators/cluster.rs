@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use fanfold::config::{self, Overrides};
 use fanfold::service::console;
 use reqwest::Client;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -58,6 +59,15 @@ impl Cluster {
     /// With a setting that differs.
     pub fn set(&mut self, name: &'static str, value: &str) {
         self.settings.push((name, value.to_owned()));
+    }
+
+    /// Turns access control on; who is started from now on is asked with a key of these scopes.
+    pub async fn guard(&mut self, scopes: &str) {
+        self.set("FANFOLD_ACCESS__MODE", "on");
+        let key = self.say(&format!("keys create --local --name {OPERATOR} --scope {scopes}")).await;
+        let bearer: HeaderValue = format!("Bearer {}", key.trim()).parse().expect("a header");
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
+        self.client = Client::builder().no_proxy().default_headers(headers).build().expect("a client");
     }
 
     fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -142,6 +152,17 @@ pub fn fanout_workers(status: &Value) -> Vec<Value> {
     workers.filter(|worker| worker["role"] == "fanout").cloned().collect()
 }
 
+/// The tasks that wait in a lane, as a status shows; `None` where the broker could not be asked.
+pub fn waiting(status: &Value, lane: &str) -> Option<u64> {
+    let mut lanes = status["lanes"].as_array().expect("a list").iter();
+    lanes.find(|known| known["lane"] == lane).expect("a lane")["tasks"].as_u64()
+}
+
+/// A number of all workers together.
+pub fn sum(workers: &[Value], field: &str) -> u64 {
+    workers.iter().map(|worker| worker[field].as_u64().expect("a number")).sum()
+}
+
 /// A process that runs; it is killed when dropped.
 pub struct Process {
     _child: Child,
@@ -157,6 +178,14 @@ impl Process {
         let sent = self.client.get(format!("{}{path}", self.url)).send().await;
         let answer = sent.expect("an answer");
         (answer.status().as_u16(), serde_json::from_str(&answer.text().await.expect("a body")).unwrap_or_default())
+    }
+
+    /// What it serves under `/metrics`.
+    pub async fn metrics(&self) -> String {
+        let answer = self.client.get(format!("{}/metrics", self.url)).send().await.expect("an answer");
+        let (status, page) = (answer.status().as_u16(), answer.text().await.expect("a body"));
+        assert_eq!(status, 200, "{page}");
+        page
     }
 
     /// Publishes to `viewers`, as part of the trace of a `traceparent` if there is one; the post's id.

@@ -11,7 +11,7 @@ const AUDIENCE: [&str; 5] = ["ann", "ben", "cleo", "dora", "emil"];
 const REASON: &str = "a post in the store cannot be read";
 
 /// Makes a post one that no worker can read, or heals it.
-async fn change(cluster: &Cluster, post: &str, state: i8) {
+pub async fn change(cluster: &Cluster, post: &str, state: i8) {
     let update = format!("UPDATE {}.posts SET state = {state} WHERE post_id = {post}", cluster.keyspace);
     cql().await.query_unpaged(update, ()).await.expect("changed");
 }

@@ -1,11 +1,17 @@
 //! `fanfold fanout`: paused, resumed and tuned for every worker, and shown to whoever asks.
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use crate::cluster::{API, Cluster, FANOUT, OPERATOR, Process, RELAY, fanout_workers};
-use crate::wait::eventually;
+use crate::cluster::{API, Cluster, FANOUT, OPERATOR, Process, RELAY, fanout_workers, sum, waiting};
+use crate::wait::{eventually, eventually_some};
 
 const POSTS: usize = 20;
+/// How soon every worker goes by a change, in milliseconds.
+const PROMISED_MS: i64 = 1_000;
+/// How much later a machine may let a worker know, on whose two cores all servers and tests run.
+const HELD_UP_MS: i64 = 5_000;
 /// What can be set, to what, and the most that is taken.
 const KNOBS: [(&str, u32, u32); 5] = [
     ("tasks-small", 3, 256),
@@ -15,19 +21,11 @@ const KNOBS: [(&str, u32, u32); 5] = [
     ("batch-rows", 4, 100),
 ];
 
-/// Waits until both workers go by a change.
-async fn taken_up(cluster: &Cluster, version: &Value) {
+/// Waits until both workers tell that they go by a change. Not how soon: they tell once a second, and this asks now and
+/// then.
+pub async fn taken_up(cluster: &Cluster, version: &Value) {
     let by_it = async || cluster.workers().await.iter().all(|worker| worker["tuning"] == *version);
     eventually(&format!("both workers go by change {version}"), by_it).await;
-}
-
-fn small_tasks(status: &Value) -> u64 {
-    let lane = status["lanes"].as_array().expect("lanes").iter().find(|lane| lane["lane"] == "small");
-    lane.expect("a lane")["tasks"].as_u64().expect("a number")
-}
-
-fn sum(workers: &[Value], field: &str) -> u64 {
-    workers.iter().map(|worker| worker[field].as_u64().expect("a number")).sum()
 }
 
 /// When each worker told what is shown.
@@ -35,15 +33,47 @@ fn told_at(workers: &[Value]) -> Vec<i64> {
     workers.iter().map(|worker| worker["at_ms"].as_i64().expect("a time")).collect()
 }
 
+/// When a line was logged, in milliseconds since 1970.
+fn logged_ms(line: &Value) -> i64 {
+    let text = line["timestamp"].as_str().expect("a time");
+    let nanos = OffsetDateTime::parse(text, &Rfc3339).expect("as in RFC 3339").unix_timestamp_nanos();
+    i64::try_from(nanos / 1_000_000).expect("in this era")
+}
+
+/// How long after a change a worker went by it, in milliseconds: from the instant that the store keeps with the change
+/// to the one at which the worker logged that it has it, or a later one. Both are by this machine's clock, and however
+/// long the test takes to look does not count. The change is signed before it is written, so its write does.
+async fn delay_ms(worker: &Process, change: &Value) -> i64 {
+    let version = change["version"].as_u64().expect("a number");
+    let has_it = |line: &Value| line["message"] == "the fan-out is tuned" && line["version"].as_u64() >= Some(version);
+    let line = eventually_some("a worker logs what it goes by", async || worker.logged(has_it)).await;
+    logged_ms(&line) - change["at_ms"].as_i64().expect("a time")
+}
+
+/// The promise, as a test can hold it on any machine: half of all changes are taken up within the second, and none much
+/// later. Workers that look every two seconds break the first, and one that misses looks breaks the other.
+async fn in_time(workers: &[Process; 2], changes: &[Value]) {
+    let mut delays = Vec::new();
+    for worker in workers {
+        for change in changes {
+            delays.push(delay_ms(worker, change).await);
+        }
+    }
+    delays.sort_unstable();
+    let (first, half, last) = (delays[0], delays[delays.len() / 2], delays[delays.len() - 1]);
+    assert!(first >= 0, "nobody goes by a change that is not there yet: {delays:?}");
+    assert!(half <= PROMISED_MS && last <= HELD_UP_MS, "taken up too late: {delays:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_fanout_is_paused_resumed_and_tuned_for_every_worker() {
     let Some(cluster) = Cluster::new().await else { return };
     assert!(cluster.say("fanout status").await.contains("nobody works"));
     let api = cluster.start(API).await;
-    let _workers = [cluster.start(FANOUT).await, cluster.start(FANOUT).await];
+    let workers = [cluster.start(FANOUT).await, cluster.start(FANOUT).await];
     cluster.until_both_work().await;
     pause_and_resume(&cluster, &api).await;
-    set(&cluster).await;
+    set(&cluster, &workers).await;
     refuse(&cluster).await;
     show(&cluster).await;
 }
@@ -69,7 +99,7 @@ async fn pause_and_resume(cluster: &Cluster, api: &Process) {
         .await;
     }
     let workers = fanout_workers(&status);
-    assert_eq!(small_tasks(&status), POSTS as u64, "all wait in the queue, none at a worker: {status}");
+    assert_eq!(waiting(&status, "small"), Some(POSTS as u64), "all wait in the queue, none at a worker: {status}");
     assert_eq!((sum(&workers, "in_hand"), sum(&workers, "rows")), (0, 0), "{status}");
     assert!(status["lag_seconds"].as_f64().is_some_and(|lag| lag > 0.0), "{status}");
     for (number, post) in posts.iter().enumerate() {
@@ -87,19 +117,20 @@ async fn pause_and_resume(cluster: &Cluster, api: &Process) {
     }
     eventually("the queue is drained, and the workers tell of it", async || {
         let status = cluster.status().await;
-        small_tasks(&status) == 0 && sum(&fanout_workers(&status), "rows") == POSTS as u64
+        waiting(&status, "small") == Some(0) && sum(&fanout_workers(&status), "rows") == POSTS as u64
     })
     .await;
 }
 
-async fn set(cluster: &Cluster) {
+async fn set(cluster: &Cluster, workers: &[Process; 2]) {
     let mut version = cluster.status().await["tuning"]["version"].as_u64().expect("a number");
     let mut values = json!({});
     for (name, _, _) in KNOBS {
         values[name] = Value::Null;
     }
+    let mut changes = Vec::new();
     for (name, value, most) in KNOBS {
-        cluster.json(&format!("fanout set {name}={most}")).await;
+        changes.push(cluster.json(&format!("fanout set {name}={most}")).await);
         let began = fanfold::clock::Clock::system().now().millis();
         let tuning = cluster.json(&format!("fanout set {name}={value}")).await;
         values[name] = json!(value);
@@ -109,7 +140,9 @@ async fn set(cluster: &Cluster) {
         assert!(tuning["at_ms"].as_i64().is_some_and(|at| at >= began), "{tuning}");
         taken_up(cluster, &tuning["version"]).await;
         assert_eq!(cluster.status().await["tuning"], tuning, "who and when is there for all to see");
+        changes.push(tuning);
     }
+    in_time(workers, &changes).await;
     let line = KNOBS.map(|(name, _, _)| format!("{name}=default")).join(" ");
     assert_eq!(cluster.say(&format!("fanout set {line}")).await.trim(), "running, as configured");
     taken_up(cluster, &json!(version + 1)).await;

@@ -145,6 +145,8 @@ impl Control for ScyllaStore {
     }
 
     async fn report(&self, report: &WorkerReport) -> Result<()> {
+        // Fan-out workers need the store's clock for nothing else, and how far theirs is off is to be seen as well.
+        self.store_time().await?;
         let values = (
             SCOPE,
             Uuid::from_u128(report.id),
