@@ -1,6 +1,8 @@
-//! What docker-compose.yml runs, run without Docker on the servers of dev/stack: the same commands in the same order, with
-//! the same environment but for names, ports and how much is logged: everything, and no secret is in it.
+//! What docker-compose.yml runs, run without Docker on the servers of dev/stack: the same commands in the same order,
+//! with the same environment but for names, ports, colours and how much is logged: everything, and no secret is in it.
 
+#[path = "support/command.rs"]
+mod command;
 #[path = "support/shown.rs"]
 mod shown;
 mod support;
@@ -13,6 +15,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use command::{CLI, FANOUT, RELAY, command};
 use rustix::process::{Pid, Signal, kill_process};
 use shown::{Secrets, Shown};
 use support::servers::{Ground, server};
@@ -98,18 +101,13 @@ impl Compose {
     /// What `docker compose exec` would run in the container of a service.
     fn process(&self, service: &str, words: &[String]) -> Command {
         let binary = match words[0].as_str() {
-            "fanfold" => env!("CARGO_BIN_EXE_fanfold"),
-            "fanfold-fanout" => env!("CARGO_BIN_EXE_fanfold-fanout"),
-            "fanfold-relay" => env!("CARGO_BIN_EXE_fanfold-relay"),
+            "fanfold" => CLI,
+            "fanfold-fanout" => FANOUT,
+            "fanfold-relay" => RELAY,
             other => panic!("no process of ours: {other}"),
         };
-        let mut command = Command::new(binary);
-        command.args(&words[1..]).current_dir(self.dir.path()).stdin(Stdio::null()).kill_on_drop(true);
-        let others = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FANFOLD_"));
-        others.for_each(|(name, _)| {
-            command.env_remove(name);
-        });
-        command.envs(self.environment(service));
+        let mut command = command(binary, &words[1..], self.environment(service));
+        command.current_dir(self.dir.path());
         command
     }
 

@@ -1,7 +1,6 @@
 //! The audit log, of a service as a process of its own: what is done is in it, whoever hangs up.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use fanfold::access::KeyText;
@@ -9,8 +8,8 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
+use crate::command::{CLI, command};
 use crate::process::Service;
 use crate::ring::SigningKey;
 use crate::wait::{eventually, until};
@@ -25,19 +24,10 @@ struct Logged {
     client: reqwest::Client,
 }
 
-/// The binary, with nothing of this process's environment that concerns it.
-fn binary(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-    command.current_dir(dir).stdin(Stdio::null()).kill_on_drop(true).env("FANFOLD_DATA", "data");
-    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE", "FANFOLD_MODE"] {
-        command.env_remove(name);
-    }
-    command
-}
-
 /// A key that is made while the service is not there yet.
 async fn key(dir: &Path, name: &str, scopes: &str) -> KeyText {
-    let made = binary(dir).args(["keys", "create", "--local", "--name", name, "--scope", scopes]).output().await;
+    let args = ["keys", "create", "--local", "--name", name, "--scope", scopes];
+    let made = command(CLI, args, [("FANFOLD_DATA", "data")]).current_dir(dir).output().await;
     let made = made.expect("the binary runs");
     KeyText::parse(String::from_utf8_lossy(&made.stdout).trim()).unwrap_or_else(|| panic!("{made:?}"))
 }

@@ -1,7 +1,7 @@
 //! What goes wrong one day: huge tokens, exposed files, settings that cannot be meant.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use fanfold::access::KeyText;
 use fanfold::access::credential::KeySecret;
@@ -11,26 +11,21 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::Guarded;
+use crate::command::{CLI, FANOUT, RELAY, std_command};
 use crate::ring::SigningKey;
 
-/// Runs the binary with nothing of this process's environment that concerns it.
+/// Runs the binary to its end.
 fn fanfold(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-    command.args(arguments).current_dir(dir).stdin(Stdio::null());
-    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE", "FANFOLD_CA_FILE"] {
-        command.env_remove(name);
-    }
-    command.envs(env.iter().copied()).output().expect("the binary runs")
+    let mut command = std_command(CLI, arguments, env.iter().copied());
+    command.current_dir(dir).output().expect("the binary runs")
 }
 
 /// The same with a worker.
 fn worker(binary: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(binary);
-    command.args(arguments).stdin(Stdio::null()).env_remove("FANFOLD_CONFIG").env_remove("FANFOLD_ACCESS__MODE");
-    command.envs(env.iter().copied()).output().expect("the binary runs")
+    std_command(binary, arguments, env.iter().copied()).output().expect("the binary runs")
 }
 
-const WORKERS: [&str; 2] = [env!("CARGO_BIN_EXE_fanfold-fanout"), env!("CARGO_BIN_EXE_fanfold-relay")];
+const WORKERS: [&str; 2] = [FANOUT, RELAY];
 
 fn refused(output: &Output, words: &[&str]) {
     let told = String::from_utf8_lossy(&output.stderr);
@@ -122,12 +117,9 @@ fn a_quota_of_nothing_is_no_quota_and_a_burst_of_nothing_is_refused() {
 async fn quotas_that_limit_nobody_are_told_at_the_start() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = dir.path().join("log");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_fanfold"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
+    let args = ["serve", "--listen", "127.0.0.1:0", "--log", "warn"];
+    let mut child = std_command(CLI, args, [("FANFOLD_QUOTA__POLLS_PER_S", "5")])
         .current_dir(dir.path())
-        .env_remove("FANFOLD_CONFIG")
-        .env("FANFOLD_QUOTA__POLLS_PER_S", "5")
-        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&log).expect("a file"))
         .spawn()

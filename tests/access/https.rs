@@ -1,12 +1,13 @@
 //! The command line over HTTPS: whom it trusts, and what it says when a connection cannot be trusted.
 
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use fanfold::domain::Scope;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::Guarded;
+use crate::command::{CLI, command};
 use crate::support::Service;
 
 /// An authority of one's own in `ca.pem`, and a certificate of its own for `localhost` with its key.
@@ -32,14 +33,10 @@ async fn start(dir: &Path) -> Guarded {
     .await
 }
 
-/// Runs the binary, with nothing of this process's environment that concerns it.
+/// Runs the binary to its end.
 async fn run(dir: &Path, line: &str, env: &[(&str, &str)]) -> Output {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"));
-    command.args(line.split_whitespace()).current_dir(dir).stdin(Stdio::null());
-    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE", "FANFOLD_CA_FILE"] {
-        command.env_remove(name);
-    }
-    command.envs(env.iter().copied()).output().await.expect("the binary runs")
+    let mut command = command(CLI, line.split_whitespace(), env.iter().copied());
+    command.current_dir(dir).output().await.expect("the binary runs")
 }
 
 fn told(output: &Output) -> String {

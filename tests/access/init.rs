@@ -2,17 +2,15 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use fanfold::access::KeyText;
 
+use crate::command::{CLI, NO_SETTINGS, std_command};
+
 fn fanfold(dir: &Path, line: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-    command.args(line.split_whitespace()).current_dir(dir).stdin(Stdio::null());
-    for name in ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_KEY", "FANFOLD_KEY_FILE", "FANFOLD_MODE"] {
-        command.env_remove(name);
-    }
-    command.output().expect("the binary runs")
+    let mut command = std_command(CLI, line.split_whitespace(), NO_SETTINGS);
+    command.current_dir(dir).output().expect("the binary runs")
 }
 
 fn good(dir: &Path, line: &str) -> (String, String) {

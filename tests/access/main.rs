@@ -1,5 +1,7 @@
 //! Who may do what, seen from outside: keys, tokens, what is refused and how, and what is never shown.
 
+#[path = "../support/command.rs"]
+mod command;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/redis_server.rs"]

@@ -9,6 +9,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::command::{CLI, command};
 use crate::process::Service;
 use crate::redis_server::RedisServer;
 use crate::support::servers::{Ground, server};
@@ -128,10 +129,9 @@ impl Nodes {
 
     /// What an operator sees of the cluster.
     pub async fn status(&self) -> Value {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"));
-        command.args(["fanout", "status", "--output", "json"]).env_remove("FANFOLD_CONFIG");
         let settings = self.settings.iter().map(|(name, value)| (name, value));
-        let output = command.envs(settings).output().await.expect("the binary runs");
+        let mut command = command(CLI, ["fanout", "status", "--output", "json"], settings);
+        let output = command.output().await.expect("the binary runs");
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).expect("JSON")
     }

@@ -6,7 +6,7 @@ mod shown;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use shown::{Secrets, Shown};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
+use crate::command::{CLI, NO_SETTINGS, command, std_command};
 use crate::ring::Ring;
 use crate::support::Service;
 use crate::{Guarded, defaults, guard};
@@ -34,14 +35,9 @@ struct Shell<'a> {
 
 impl Shell<'_> {
     async fn run(&self, key: Option<&str>, line: &str) -> Output {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"));
-        command.args(line.split_whitespace()).current_dir(self.dir).stdin(Stdio::null());
-        command.env_remove("FANFOLD_CONFIG").env_remove("FANFOLD_KEY_FILE").env("FANFOLD_URL", &self.url);
-        match key {
-            Some(key) => command.env("FANFOLD_KEY", key),
-            None => command.env_remove("FANFOLD_KEY"),
-        };
-        let output = command.output().await.expect("the binary runs");
+        let settings = [("FANFOLD_URL", self.url.as_str())].into_iter().chain(key.map(|key| ("FANFOLD_KEY", key)));
+        let mut command = command(CLI, line.split_whitespace(), settings);
+        let output = command.current_dir(self.dir).output().await.expect("the binary runs");
         self.shown.keep(&format!("standard error of {line}"), output.stderr.as_slice());
         output
     }
@@ -105,15 +101,10 @@ struct Watched {
 
 impl Watched {
     async fn start(dir: &Path, config: &str, settings: &[(&str, &str)]) -> Self {
-        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"))
-            .args(["serve", "--config", config, "--listen", "127.0.0.1:0", "--log", "trace"])
-            .current_dir(dir)
-            .envs(settings.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the binary starts");
+        let args = ["serve", "--config", config, "--listen", "127.0.0.1:0", "--log", "trace"];
+        let mut command = command(CLI, args, settings.iter().copied());
+        command.current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
         let mut stderr = child.stderr.take().expect("piped");
         let stderr = tokio::spawn(async move {
             let mut text = String::new();
@@ -298,9 +289,8 @@ async fn a_panic_with_a_secret_in_hand_shows_none() {
 async fn the_first_key_is_made_while_the_service_is_stopped_and_not_while_it_runs() {
     let dir = tempfile::tempdir().expect("a folder");
     let create = |data: &Path| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-        command.args(["keys", "create", "--name", "ops", "--scope", "admin", "--local", "--data"]).arg(data);
-        command.env_remove("FANFOLD_CONFIG").stdin(Stdio::null()).output().expect("the binary runs")
+        let args = ["keys", "create", "--name", "ops", "--scope", "admin", "--local", "--data"];
+        std_command(CLI, args, NO_SETTINGS).arg(data).output().expect("the binary runs")
     };
     let output = create(dir.path());
     let key = String::from_utf8(output.stdout).expect("UTF-8");

@@ -7,9 +7,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use fanfold::adapters::embedded::{EmbeddedRevisions, RevisionLimits};
-use fanfold::adapters::scylla::{ScyllaStore, migrate};
+use fanfold::adapters::scylla::ScyllaStore;
 use fanfold::adapters::{Revisions, Store};
-use fanfold::clock::Clock;
 use fanfold::domain::{Mark, Post, PostId, ViewerId};
 use fanfold::intents::Intents;
 use fanfold::ports::{Intent, MarkOrder, Revisions as _, Store as _};
@@ -17,7 +16,7 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use tokio::sync::Notify;
 
-use crate::cluster_store::{OpenStore, cluster, connect, fresh_keyspace, intents_of, keyspace, migration, server};
+use crate::cluster_store::{OpenStore, intents_of};
 use crate::wait::eventually;
 use crate::{START, post_at, viewer};
 
@@ -33,7 +32,7 @@ impl Wake for Woken {
 
 /// Lets a future run until `halt` holds, which is looked at before each of its steps; it then stays where it is, a step later
 /// than what `halt` has seen at most. What it comes to, if it ends before.
-async fn run_until<F: Future>(mut future: Pin<&mut F>, mut halt: impl AsyncFnMut() -> bool) -> Option<F::Output> {
+pub async fn run_until<F: Future>(mut future: Pin<&mut F>, mut halt: impl AsyncFnMut() -> bool) -> Option<F::Output> {
     let woken = Arc::new(Woken(Notify::new()));
     let waker = Waker::from(Arc::clone(&woken));
     while !halt().await {
@@ -142,7 +141,7 @@ async fn an_intent_of_an_older_release_is_bumped_for_and_cleared() {
     let (minute, mark_id) = place(1);
     let text = format!(
         "INSERT INTO {}.intents (shard, minute, viewer_id, mark_id, post_ids) VALUES (5, ?, ?, ?, ?) USING TIMESTAMP 1",
-        keyspace(&opened.points).await
+        opened.keyspace
     );
     let posts = vec![uuid::Uuid::from_bytes(*id.as_bytes())];
     session(&opened.points).await.query_unpaged(text, (minute, ben.as_str(), mark_id, posts)).await.expect("written");
@@ -156,10 +155,7 @@ async fn an_intent_of_an_older_release_is_bumped_for_and_cleared() {
 /// Two that can never be driven, met before one that can, in the same minute and shard. Of that one no mark is there yet.
 #[tokio::test]
 async fn an_intent_that_keeps_failing_keeps_none_back() {
-    let Some(points) = server() else { return };
-    let name = fresh_keyspace();
-    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
-    let store = connect(&points, &name, &Clock::manual(START)).await;
+    let Some(OpenStore { store, points, keyspace, .. }) = OpenStore::alone().await else { return };
     let ben = viewer("ben");
     let id = rows_for(&store, &ben, 1).await[0];
     let post = uuid::Uuid::from_bytes(*id.as_bytes());
@@ -168,7 +164,7 @@ async fn an_intent_that_keeps_failing_keeps_none_back() {
     for (n, viewer, at) in [(1, ".", 1), (2, "a", i64::MIN), (3, ben.as_str(), 1)] {
         let (minute, mark_id) = place(n);
         let text = format!(
-            "INSERT INTO {name}.mark_intents (shard, minute, viewer_id, mark_id, value, marks) \
+            "INSERT INTO {keyspace}.mark_intents (shard, minute, viewer_id, mark_id, value, marks) \
              VALUES (5, ?, ?, ?, 1, ?) USING TIMESTAMP 1"
         );
         let marks = vec![(post, at, 4_i8)];
@@ -188,5 +184,5 @@ async fn an_intent_that_keeps_failing_keeps_none_back() {
     assert_ne!(revisions.current(&ben).await.expect("read"), Some(before));
     let left: Vec<_> = store.intents(5, 100).await.expect("read").into_iter().map(|intent| intent.viewer).collect();
     assert_eq!(left, [ViewerId::parse("viewer", "a").expect("valid")]);
-    session.query_unpaged(format!("DROP KEYSPACE {name}"), ()).await.expect("dropped");
+    session.query_unpaged(format!("DROP KEYSPACE {keyspace}"), ()).await.expect("dropped");
 }

@@ -2,6 +2,7 @@
 //! commas. `dev/stack up cassandra` starts one. `FANFOLD_TEST_CQL_REPLICATION` is how many copies of a row there are: 1,
 //! unless it says otherwise.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use fanfold::adapters::scylla::{
@@ -12,17 +13,18 @@ use fanfold::domain::{Audience, Chunk, Done, Mark, Post, PostId, PostState, Time
 use fanfold::ports::{Intent, MarkOrder, Path, Pending, Settled, Store as _};
 use tokio::sync::OnceCell;
 
+use crate::cluster_marks::run_until;
 use crate::{START, next_version, post_at, viewer};
 
 const SERVER: &str = "FANFOLD_TEST_CQL";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the server is.
-pub fn server() -> Option<Vec<String>> {
+fn server() -> Option<Vec<String>> {
     Some(crate::server(SERVER)?.split(',').map(str::to_owned).collect())
 }
 
-pub fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
+fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
     ClusterOptions {
         contact_points,
         keyspace: keyspace.to_owned(),
@@ -36,7 +38,7 @@ pub fn cluster(contact_points: Vec<String>, keyspace: &str) -> ClusterOptions {
     }
 }
 
-pub fn migration(cluster: ClusterOptions) -> MigrateOptions {
+fn migration(cluster: ClusterOptions) -> MigrateOptions {
     MigrateOptions {
         cluster,
         scylla: ScyllaOnly::default(),
@@ -45,19 +47,21 @@ pub fn migration(cluster: ClusterOptions) -> MigrateOptions {
     }
 }
 
-pub fn fresh_keyspace() -> String {
+fn fresh_keyspace() -> String {
     format!("fanfold_test_{:08x}", rand::random::<u32>())
 }
 
+/// A keyspace that nobody else uses yet, with its schema.
+async fn migrated_keyspace(points: &[String]) -> String {
+    let name = fresh_keyspace();
+    migrate(&migration(cluster(points.to_vec(), &name))).await.expect("migrated");
+    name
+}
+
 /// The keyspace of this run, migrated once.
-pub async fn keyspace(points: &[String]) -> &'static str {
+async fn keyspace(points: &[String]) -> &'static str {
     static KEYSPACE: OnceCell<String> = OnceCell::const_new();
-    let make = || async {
-        let keyspace = fresh_keyspace();
-        migrate(&migration(cluster(points.to_vec(), &keyspace))).await.expect("migrated");
-        keyspace
-    };
-    KEYSPACE.get_or_init(make).await
+    KEYSPACE.get_or_init(|| migrated_keyspace(points)).await
 }
 
 fn options(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaOptions {
@@ -78,29 +82,43 @@ fn options(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaOptions {
     }
 }
 
-pub async fn connect(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaStore {
+async fn connect(points: &[String], keyspace: &str, clock: &Clock) -> ScyllaStore {
     ScyllaStore::connect(options(points, keyspace, clock)).await.expect("connected")
 }
 
-/// A connection of its own to the keyspace of the run, with the clock it goes by.
+/// A connection of its own to a keyspace, with the clock it goes by.
 pub struct OpenStore {
     pub store: ScyllaStore,
     pub clock: Clock,
     pub points: Vec<String>,
+    pub keyspace: String,
 }
 
 impl OpenStore {
+    /// On the keyspace of the run.
     pub async fn new() -> Option<Self> {
         let points = server()?;
+        let keyspace = keyspace(&points).await.to_owned();
+        Some(Self::on(points, keyspace).await)
+    }
+
+    /// On a keyspace that no other test uses: for what concerns all that is in it.
+    pub async fn alone() -> Option<Self> {
+        let points = server()?;
+        let keyspace = migrated_keyspace(&points).await;
+        Some(Self::on(points, keyspace).await)
+    }
+
+    async fn on(points: Vec<String>, keyspace: String) -> Self {
         let clock = Clock::manual(START);
-        let store = connect(&points, keyspace(&points).await, &clock).await;
-        Some(Self { store, clock, points })
+        let store = connect(&points, &keyspace, &clock).await;
+        Self { store, clock, points, keyspace }
     }
 
     /// A second process on the same keyspace, with a clock of its own.
     pub async fn other(&self) -> (ScyllaStore, Clock) {
         let clock = Clock::manual(START);
-        (connect(&self.points, keyspace(&self.points).await, &clock).await, clock)
+        (connect(&self.points, &self.keyspace, &clock).await, clock)
     }
 }
 
@@ -182,9 +200,8 @@ async fn migrating_is_idempotent_and_safe_at_the_same_time() {
 #[tokio::test]
 async fn a_newer_schema_is_refused_and_a_missing_one_is_named() {
     let Some(points) = server() else { return };
-    let name = fresh_keyspace();
+    let name = migrated_keyspace(&points).await;
     let options = migration(cluster(points.clone(), &name));
-    migrate(&options).await.expect("migrated");
     let session = scylla::client::session_builder::SessionBuilder::new().known_nodes(&points).build().await;
     let session = session.expect("connected");
     let newer = format!(
@@ -301,8 +318,7 @@ async fn another_process_sees_withdrawals_until_they_are_settled() {
 #[tokio::test]
 async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
     let Some(points) = server() else { return };
-    let name = fresh_keyspace();
-    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
+    let name = migrated_keyspace(&points).await;
     let clock = Clock::manual(START);
     // The shorter rows live, the less there is to scan: a week and an hour.
     let options = ScyllaOptions { inbox_ttl: Duration::from_secs(3600), ..options(&points, &name, &clock) };
@@ -333,8 +349,7 @@ async fn has_come_to(points: &[String], keyspace: &str, at: Time) {
 #[tokio::test]
 async fn only_relays_say_where_the_next_scan_begins_and_none_that_it_begins_beyond_the_present() {
     let Some(points) = server() else { return };
-    let name = fresh_keyspace();
-    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
+    let name = migrated_keyspace(&points).await;
     let hour = Duration::from_secs(3600);
     let on = |at: Time| {
         let clock = Clock::manual(at);
@@ -398,10 +413,7 @@ async fn a_migration_that_has_lost_its_lease_changes_nothing_more() {
 
 #[tokio::test]
 async fn a_life_that_many_processes_find_at_once_has_one_entry() {
-    let Some(points) = server() else { return };
-    let name = fresh_keyspace();
-    migrate(&migration(cluster(points.clone(), &name))).await.expect("migrated");
-    let store = connect(&points, &name, &Clock::manual(START)).await;
+    let Some(OpenStore { store, .. }) = OpenStore::alone().await else { return };
     let before = store.register_fence(1, "before", None).await.expect("registered");
     let found = (0..8).map(|n| store.register_fence(100 + n, "after", Some(before.seq)));
     let fences = futures::future::try_join_all(found).await.expect("registered");
@@ -411,4 +423,23 @@ async fn a_life_that_many_processes_find_at_once_has_one_entry() {
     let renewed = store.register_fence(201, "after", None).await.expect("registered");
     assert_eq!((renewed.seq, renewed.nonce), (late.seq + 1, 201), "who wants a new one gets it");
     assert_eq!(store.fences(10).await.expect("read").len(), 3);
+}
+
+/// Whoever publishes stood still between what it announced and its commit, for so long that this was swept.
+#[tokio::test]
+async fn a_post_that_was_swept_before_its_commit_is_announced_again() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (other, _) = opened.other().await;
+    let post = post_at(START, 1);
+    let chunks = [Chunk { no: 0, viewers: [viewer("ben")].into() }];
+    let mut creating = pin!(opened.store.create_post(&post, &chunks));
+    let ended = run_until(creating.as_mut(), async || !pending_of(&other, post.id).await.is_empty()).await;
+    assert!(ended.is_none(), "it is not committed yet");
+    let swept = pending_of(&other, post.id).await;
+    other.settle(&[Settled::Garbage(swept[0])]).await.expect("swept");
+    opened.clock.set(START.after(Duration::from_secs(61)));
+    creating.await.expect("created");
+    let announced = pending_of(&other, post.id).await;
+    assert!(announced.len() == 1 && announced[0].since > swept[0].since, "{announced:?}");
+    assert_eq!(other.chunk(post.id, 0).await.expect("read").as_ref(), Some(&chunks[0]));
 }

@@ -5,6 +5,9 @@ mod cluster_queue;
 mod cluster_quotas;
 mod cluster_revisions;
 mod cluster_store;
+#[cfg(feature = "faults")]
+#[path = "../support/command.rs"]
+mod command;
 mod control;
 mod embedded;
 mod keys;

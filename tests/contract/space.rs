@@ -159,6 +159,8 @@ async fn generations_of_old_posts_do_not_fill_the_disk() {
 #[cfg(feature = "faults")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_that_is_killed_loses_nothing_that_lives() {
+    use crate::command::{CLI, command};
+
     let now = fanfold::clock::Clock::system().now();
     let opened = OpenStore::at(now.before(DAY * APART)).await;
     write(&opened, opened.clock.now()).await;
@@ -166,13 +168,10 @@ async fn a_sweep_that_is_killed_loses_nothing_that_lives() {
     let living = write(&opened, now).await;
     let dir = opened.close();
     for _ in 0..2 {
-        let ended = tokio::process::Command::new(env!("CARGO_BIN_EXE_fanfold"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data"])
-            .arg(dir.path())
-            .envs([("FANFOLD_STORE__SWEEP_EVERY_S", "1"), ("FANFOLD_TEST_FAULT", "space.dropped=kill@1")])
-            .stdout(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .status();
+        let args = ["serve", "--listen", "127.0.0.1:0", "--log", "error", "--data"];
+        let settings = [("FANFOLD_STORE__SWEEP_EVERY_S", "1"), ("FANFOLD_TEST_FAULT", "space.dropped=kill@1")];
+        let mut serve = command(CLI, args, settings);
+        let ended = serve.arg(dir.path()).stdout(std::process::Stdio::null()).status();
         let ended = tokio::time::timeout(crate::wait::PATIENCE, ended).await.expect("it sweeps").expect("it ran");
         assert!(!ended.success());
     }
