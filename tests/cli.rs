@@ -1,9 +1,18 @@
 //! The client commands against a running service: what they print and exit with, and what `replay` finds and overlooks.
+//!
+//! With `FANFOLD_TEST_MODE=cluster` the service is an API node with a fan-out worker and a relay beside it, each a
+//! process, on the servers that `FANFOLD_TEST_*` names: the same tests, the other mode.
 
+#[path = "support/command.rs"]
+mod command;
 #[path = "support/process.rs"]
 mod process;
+mod support;
+#[path = "support/wait.rs"]
+mod wait;
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,26 +22,24 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
+use command::{CLI, FANOUT, NO_SETTINGS, RELAY, command};
+use fanfold::config::{self, Overrides};
+use fanfold::service::console;
 use process::Service;
 use serde_json::{Value, json};
+use support::servers::Ground;
+use support::{is_cluster, join_cluster};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpListener;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// A post that nobody has published.
 const UNKNOWN: &str = "019a0b1c-8d2e-7f30-9a41-5b6c7d8e9f00";
-/// What the commands would take from the environment of whoever runs the tests.
-const VARIABLES: [&str; 5] = ["FANFOLD_URL", "FANFOLD_CONFIG", "FANFOLD_CA_FILE", "FANFOLD_KEY", "FANFOLD_KEY_FILE"];
 
 /// A command line against the service at `url`.
 fn fanfold(url: &str, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
-    for name in VARIABLES {
-        command.env_remove(name);
-    }
-    command.args(line.split_whitespace()).args(["--url", url]).stdin(Stdio::null()).kill_on_drop(true);
-    command
+    command(CLI, line.split_whitespace().chain(["--url", url]), NO_SETTINGS)
 }
 
 async fn run(url: &str, line: &str) -> Output {
@@ -62,12 +69,24 @@ async fn publish(url: &str, title: &str, viewers: &str) -> String {
 struct Stage {
     service: Service,
     folder: TempDir,
+    // Beside an API node; an embedded service has none.
+    _workers: Vec<Child>,
+    // Dropped after the processes that use it.
+    _ground: Option<Ground>,
 }
 
 impl Stage {
     async fn start(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        Self { service: Service::start(&folder.path().join("data"), settings).await, folder }
+        let (ground, shared) = own_cluster(folder.path()).await;
+        let shared = shared.iter().map(|(name, value)| (*name, value.as_str()));
+        let settings: Vec<(&str, &str)> = shared.chain(settings.iter().copied()).collect();
+        let service = Service::start(&folder.path().join("data"), &settings).await;
+        let mut workers = Vec::new();
+        for program in [FANOUT, RELAY].into_iter().filter(|_| ground.is_some()) {
+            workers.push(worker(program, &settings).await);
+        }
+        Self { service, folder, _workers: workers, _ground: ground }
     }
 
     fn url(&self) -> String {
@@ -86,6 +105,31 @@ impl Stage {
         let edges: String = (1..=friends).map(|friend| format!("0 {friend}\n")).collect();
         self.graph("star.txt", edges.as_bytes())
     }
+}
+
+/// A cluster that nobody else uses, its schema in place, and what makes a process part of it. Nothing where the tests
+/// run in embedded mode.
+async fn own_cluster(folder: &Path) -> (Option<Ground>, Vec<(&'static str, String)>) {
+    if !is_cluster() {
+        return (None, Vec::new());
+    }
+    let mut config = config::load(&Overrides::default(), []).expect("the defaults");
+    let ground = join_cluster(&mut config, folder);
+    console::migrate(&config).await.expect("migrated");
+    let mut settings = support::settings(&config);
+    // The workers log as much as the service.
+    settings.push(("FANFOLD_LOG", "warn".to_owned()));
+    (Some(ground), settings)
+}
+
+/// A worker, once it is ready: one that cannot start fails the test at once. It is killed when dropped.
+async fn worker(program: &str, settings: &[(&str, &str)]) -> Child {
+    let mut command = command(program, ["--listen", "127.0.0.1:0"], settings.iter().copied());
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
+    // All that it prints is this line: nobody need read on.
+    let said = BufReader::new(child.stdout.take().expect("piped")).lines().next_line().await.expect("readable");
+    assert!(said.as_ref().is_some_and(|line| line.contains(" ready, ")), "{program} is not ready: {said:?}");
+    child
 }
 
 /// Every row was found, once and where it belongs, and polls cost the store nothing.
