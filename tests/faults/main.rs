@@ -5,6 +5,7 @@
 //! servers.
 
 mod checker;
+mod late;
 mod load;
 mod processes;
 mod producer;

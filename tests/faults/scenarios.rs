@@ -1,22 +1,39 @@
 //! The faults, one by one: processes killed and stopped, the broker and the store broken. Those of Redis are next door.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
+use crate::late;
 use crate::load::viewer_names;
-use crate::processes::Role;
+use crate::processes::{Process, Role};
 use crate::producer::Post;
 use crate::proxy::{Line, Proxy};
 use crate::redis_faults;
-use crate::stack::{RedisServer, empty_queues};
+use crate::stack::{Entry, RedisServer, empty_queues, waiting_tasks};
 use crate::stage::{Env, Faulted, Needs, Scenario, Stage};
 use crate::{Outcome, until};
 
-/// Longer than a lease of the relays lasts.
+/// How long a stopped worker stands still at least: past the lease of a relay, and past all that it waits for itself.
 const PAST_LEASE: f64 = 13.0;
+/// How often the worker that is to stop gives the broker a sign of life, in seconds. After two or three times as long
+/// it is given up.
+const HEARTBEAT_S: u32 = 2;
+/// How long the other worker may take to do what the stopped one had. Less than twice the heartbeat of a process that
+/// sets none, 10 s, so that it is ours that counts.
+const DONE_BY_OTHERS: Duration = Duration::from_secs(15);
+/// How long the relay waits meanwhile before it brings anything: longer than that, whatever it had waited before.
+const PATIENT_MS: &str = "30000";
+/// Shards of the relay's work, as in src/adapters/scylla/scan.rs.
+const SHARDS: usize = 8;
+/// How long another relay may take to have a stopped one's shards. README.md says 15 s; the machine may be slow.
+const TAKEN_OVER: Duration = Duration::from_secs(20);
+/// Where the numbers begin of posts that a scenario publishes for everybody.
+const OWN_POSTS: u64 = 920_000_000;
 
 macro_rules! scenario {
     ($name:literal, $what:literal, $needs:ident, $run:expr) => {
@@ -49,13 +66,14 @@ pub fn all() -> Vec<Scenario> {
         scenario!("api-bulk-mark", "API killed -9 between the batches of a bulk mark", Nothing, api_bulk_mark),
         killed!("api-mark", "API killed -9 between a mark's row and its bump", Api, "mark.written"),
         scenario!("api-stopped", "API stopped before a commit, and continued", Nothing, api_stopped),
+        scenario!("api-late", "API stopped for over a minute before a commit, and continued", Nothing, late::api_late),
         scenario!("editor-lost", "an editor loses against one that is killed -9", Nothing, editor_lost),
         killed!("worker-mid-chunk", "worker killed -9 in the middle of a chunk's rows", Fanout, "store.rows"),
         killed!("worker-rows", "worker killed -9 between rows and bump", Fanout, "fanout.rows"),
         killed!("worker-bumped", "worker killed -9 between bump and done", Fanout, "fanout.bumped"),
         killed!("worker-done", "worker killed -9 between done and ack", Fanout, "fanout.done"),
-        scenario!("worker-stopped", "worker stopped past a lease's time, and continued", Nothing, worker_stopped),
-        scenario!("relay-stopped", "relay stopped past its lease, and continued", Nothing, relay_stopped),
+        scenario!("worker-stopped", "worker stopped until its tasks are done, and continued", Nothing, worker_stopped),
+        scenario!("relay-stopped", "relay stopped until another has its shards, and continued", Nothing, relay_stopped),
         scenario!("rabbit-killed", "RabbitMQ killed -9", Stack, rabbit_killed),
         scenario!("rabbit-purged", "RabbitMQ's queues purged", Nothing, rabbit_purged),
         scenario!("rabbit-deleted", "RabbitMQ's queues deleted", Nothing, rabbit_deleted),
@@ -134,7 +152,7 @@ async fn publish_many(stage: &Stage, posts: u64) -> Outcome<()> {
         let data = json!({ "number": 910_000_000 + number });
         let body = json!({ "type": "test.post", "data": data, "audience": { "viewers": ["many-items"] } });
         let sent = stage.client.post(format!("{}/v1/posts", stage.apis[1].url())).json(&body).send().await;
-        let post = sent.map_err(|error| format!("publish: {error}"))?.json::<serde_json::Value>().await;
+        let post = sent.map_err(|error| format!("publish: {error}"))?.json::<Value>().await;
         let post = post.map_err(|error| format!("publish: {error}"))?;
         ids.push(post["post_id"].as_str().ok_or("no post id")?.to_owned());
     }
@@ -147,50 +165,150 @@ async fn publish_many(stage: &Stage, posts: u64) -> Outcome<()> {
 }
 
 /// What the second API node answers: its status, and its body if it has one.
-async fn get(stage: &Stage, path: &str) -> Outcome<(u16, serde_json::Value)> {
+async fn get(stage: &Stage, path: &str) -> Outcome<(u16, Value)> {
     let answer = stage.client.get(format!("{}{path}", stage.apis[1].url())).send().await;
     let answer = answer.map_err(|error| format!("{path}: {error}"))?;
     Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
 }
 
+/// The broker gives up the stopped worker, and the other one does its tasks while it still stands still. The relay
+/// would bring them too, so it waits for longer than that.
 async fn worker_stopped(stage: &mut Stage) -> Outcome<Faulted> {
-    stage.standard(Role::Fanout, &["fanout.rows=stop@8"], Env::new()).await?;
+    stage.redis.push(RedisServer::start().await?);
+    let redis = [stage.redis[0].url()];
+    for role in [Role::Api, Role::Api, Role::Relay] {
+        stage.start(role, &redis, vec![("FANFOLD_RELAY__REDRIVE_AFTER_MS", PATIENT_MS.into())], &[])?;
+    }
+    let lively = vec![("FANFOLD_RABBITMQ__URL", with_heartbeat(&stage.servers.amqp))];
+    stage.start(Role::Fanout, &redis, lively, &["fanout.rows=stop@8"])?;
+    stage.start(Role::Fanout, &redis, Env::new(), &[])?;
+    stage.begin().await?;
     stage.workers[0].stopped().await?;
-    stage.hold(PAST_LEASE).await;
-    stage.workers[0].signal(Signal::CONT)?;
+    let since = Instant::now();
+    // Of their tasks the stopped one gets its part, as long as the broker takes it for one that lives.
+    publish_own(stage, 20).await?;
+    let waiting = stage.keyspace.unsettled().await?;
+    if waiting.is_empty() {
+        return Err("nothing waits for the stopped worker, not even what it had in hand".into());
+    }
+    let settled = async || stage.keyspace.count_unsettled(&waiting).await == Ok(0);
+    until("what the stopped worker had is done by the other one", DONE_BY_OTHERS, settled).await?;
+    stage.hold((PAST_LEASE - since.elapsed().as_secs_f64()).max(0.0)).await;
+    go_on(&stage.workers[0])?;
     Ok(Faulted { times: 1, healed: Instant::now() })
 }
 
-/// Two relays, so that there is somebody to take over; tasks are lost, so that there is something to relay.
+/// The broker's address for a process that gives a sign of life as often as that.
+fn with_heartbeat(amqp: &str) -> String {
+    let mark = if amqp.contains('?') { '&' } else { '?' };
+    format!("{amqp}{mark}heartbeat={HEARTBEAT_S}")
+}
+
+/// Continues a process that must have stood still until now.
+pub fn go_on(process: &Process) -> Outcome<()> {
+    if !process.is_stopped() {
+        return Err(format!("{} has not stood still for as long as it was to", process.name));
+    }
+    process.signal(Signal::CONT)
+}
+
+/// Publishes so many posts for everybody, all at once.
+pub async fn publish_own(stage: &mut Stage, count: u64) -> Outcome<()> {
+    let (audience, numbers) = (viewer_names(), OWN_POSTS..OWN_POSTS + count);
+    let data = |number: u64| json!({ "number": number });
+    let post = |data: Value| json!({ "type": "test.post", "data": data, "audience": { "viewers": audience } });
+    let body = json!({ "posts": numbers.clone().map(data).map(post).collect::<Vec<_>>() });
+    let sent = stage.client.post(format!("{}/v1/posts/batch", stage.apis[1].url())).json(&body).send().await;
+    let answer = sent.map_err(|error| format!("publish: {error}"))?.json::<Value>().await;
+    let answer = answer.map_err(|error| format!("publish: {error}"))?;
+    for (at, number) in numbers.enumerate() {
+        let id = answer["results"][at]["post"]["post_id"].as_str().ok_or_else(|| format!("publish: {answer}"))?;
+        stage.posts.push(Post { id: id.to_owned(), audience: audience.clone(), version: 1, number, retracted: false });
+    }
+    Ok(())
+}
+
+/// Two relays, so that there is somebody to take over; tasks are lost, so that there is something to relay. Only the
+/// other relay can bring those of the stopped one's shards, and settle their posts, while it stands still.
 async fn relay_stopped(stage: &mut Stage) -> Outcome<Faulted> {
     stage.redis.push(RedisServer::start().await?);
     let redis = [stage.redis[0].url()];
-    for (role, count) in [(Role::Api, 2), (Role::Fanout, 2), (Role::Relay, 2)] {
-        for _ in 0..count {
-            stage.start(role, &redis, vec![("FANFOLD_RABBITMQ__PREFETCH", "1".into())], &[])?;
-        }
+    let prefetch = ("FANFOLD_RABBITMQ__PREFETCH", "1".to_owned());
+    let soon = ("FANFOLD_RELAY__REDRIVE_AFTER_MS", "3000".to_owned());
+    for role in [Role::Api, Role::Api, Role::Fanout, Role::Fanout, Role::Relay, Role::Relay] {
+        stage.start(role, &redis, vec![prefetch.clone(), soon.clone()], &[])?;
     }
     stage.begin().await?;
-    stage.work(4.0).await?;
+    stage.work(2.0).await?;
+    let before = halved(stage).await?;
     stage.relays[0].signal(Signal::STOP)?;
+    lose_own(stage).await?;
+    let unsettled = stage.keyspace.unsettled().await?;
+    let heir = first_heir(stage, &before).await?;
+    // What the workers had at hand is long done, and the heir has driven nothing yet: what is not done was lost.
+    let orphaned = |entry: &Entry| before.get(&entry.shard).is_some_and(|owner| *owner != heir);
+    let lost = stage.keyspace.undone(unsettled.into_iter().filter(orphaned).collect()).await?;
+    if lost.is_empty() {
+        return Err("no task was lost in the shards of the stopped relay".into());
+    }
+    let settled = async || stage.keyspace.count_unsettled(&lost).await == Ok(0);
+    until("the other relay brings what was lost in the stopped one's shards", Duration::from_secs(40), settled).await?;
+    let has_all = async || {
+        let leases = stage.keyspace.leases().await.unwrap_or_default();
+        leases.len() == SHARDS && leases.values().all(|owner| *owner == heir)
+    };
+    until("the other relay has all shards", TAKEN_OVER, has_all).await?;
     lose_tasks(stage).await?;
-    stage.hold(PAST_LEASE).await;
-    lose_tasks(stage).await?;
-    stage.relays[0].signal(Signal::CONT)?;
+    go_on(&stage.relays[0])?;
     Ok(Faulted { times: 1, healed: Instant::now() })
+}
+
+/// Who has which shard, once each of two relays has its half: from then on none changes hands by itself.
+async fn halved(stage: &Stage) -> Outcome<BTreeMap<i16, Uuid>> {
+    let mut leases = BTreeMap::new();
+    until("each relay has half of the shards", Duration::from_secs(40), async || {
+        leases = stage.keyspace.leases().await.unwrap_or_default();
+        let first = leases.values().next();
+        leases.len() == SHARDS && leases.values().filter(|owner| Some(*owner) == first).count() == SHARDS / 2
+    })
+    .await?;
+    Ok(leases)
+}
+
+/// Who has a shard that was another's, as soon as somebody has.
+async fn first_heir(stage: &Stage, before: &BTreeMap<i16, Uuid>) -> Outcome<Uuid> {
+    let mut heir = None;
+    until("the other relay takes over", TAKEN_OVER, async || {
+        let leases = stage.keyspace.leases().await.unwrap_or_default();
+        heir = leases.into_iter().find(|(shard, owner)| before.get(shard) != Some(owner)).map(|(_, owner)| owner);
+        heir.is_some()
+    })
+    .await?;
+    heir.ok_or_else(|| "nobody took over".to_owned())
+}
+
+/// Publishes posts while no worker takes tasks, and removes these, all but the few that the workers have at hand.
+async fn lose_own(stage: &mut Stage) -> Outcome<()> {
+    signal_workers(stage, Signal::STOP)?;
+    // Four tasks each, of which two workers have 54 at hand.
+    publish_own(stage, 60).await?;
+    let piled_up = async || waiting_tasks(&stage.servers, &stage.prefix).await.is_ok_and(|waiting| waiting >= 150);
+    until("tasks pile up", Duration::from_secs(30), piled_up).await?;
+    empty_queues(&stage.servers, &stage.prefix, false).await?;
+    signal_workers(stage, Signal::CONT)
 }
 
 /// Lets tasks pile up, and removes them.
 async fn lose_tasks(stage: &Stage) -> Outcome<()> {
-    for worker in &stage.workers {
-        worker.signal(Signal::STOP)?;
-    }
+    signal_workers(stage, Signal::STOP)?;
     stage.hold(1.5).await;
     let purged = empty_queues(&stage.servers, &stage.prefix, false).await;
-    for worker in &stage.workers {
-        worker.signal(Signal::CONT)?;
-    }
+    signal_workers(stage, Signal::CONT)?;
     purged
+}
+
+fn signal_workers(stage: &Stage, signal: Signal) -> Outcome<()> {
+    stage.workers.iter().try_for_each(|worker| worker.signal(signal))
 }
 
 async fn rabbit_purged(stage: &mut Stage) -> Outcome<Faulted> {
@@ -284,7 +402,7 @@ async fn editor_lost(stage: &mut Stage) -> Outcome<Faulted> {
     let (winner, loser, audience) = (900_000_001, 900_000_002, viewer_names());
     let body = json!({ "type": "test.post", "data": { "number": 900_000_000 }, "audience": { "viewers": audience } });
     let published = stage.client.post(format!("{}/v1/posts", stage.apis[0].url())).json(&body).send().await;
-    let published = published.map_err(|error| format!("publish: {error}"))?.json::<serde_json::Value>().await;
+    let published = published.map_err(|error| format!("publish: {error}"))?.json::<Value>().await;
     let published = published.map_err(|error| format!("publish: {error}"))?;
     let id = published["post_id"].as_str().ok_or("no post id")?.to_owned();
     until("the first version is settled", Duration::from_secs(30), async || {

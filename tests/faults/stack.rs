@@ -1,5 +1,6 @@
 //! The servers under test: the store and the broker of `dev/stack`, and Redis servers of each run's own.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
@@ -11,7 +12,8 @@ use fanfold::adapters::scylla as adapter;
 use fanfold::clock::Clock;
 use fanfold::config::{self, Overrides};
 use fanfold::service::options;
-use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use tokio::process::{Child, Command};
@@ -76,6 +78,14 @@ pub struct Keyspace {
     session: Session,
 }
 
+/// A version of a post that a relay looks at until it is fanned out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Entry {
+    pub shard: i16,
+    pub post: Uuid,
+    pub version: i32,
+}
+
 /// What is left to do in a keyspace.
 #[derive(Debug, Default)]
 pub struct Left {
@@ -125,18 +135,72 @@ impl Keyspace {
         found.rows::<R>().map_err(|error| format!("{error}"))?.map(|row| row.map_err(|e| format!("{e}"))).collect()
     }
 
-    /// What the relay still has to do. Entries whose post was never committed are not: they wait for their producer's
-    /// retry.
-    pub async fn left(&self) -> Outcome<Left> {
-        let mut left = Left::default();
-        for (id, version) in self.rows::<(Uuid, i32)>("SELECT post_id, version FROM {ks}.pending").await? {
-            let found = format!("SELECT version FROM {{ks}}.posts WHERE post_id = {id}");
-            let committed = self.rows::<(Option<i32>,)>(&found).await?.first().and_then(|(version,)| *version);
-            if committed.is_some_and(|committed| committed >= version) {
-                left.pending += 1;
-                left.examples.push(format!("pending {id} at {version}"));
+    /// All entries that are there.
+    async fn pending(&self) -> Outcome<Vec<Entry>> {
+        let found = self.rows::<(i16, Uuid, i32)>("SELECT shard, post_id, version FROM {ks}.pending").await?;
+        Ok(found.into_iter().map(|(shard, post, version)| Entry { shard, post, version }).collect())
+    }
+
+    /// Those that a relay has to settle. Entries whose post was never committed are not among them: they wait for their
+    /// producer's retry.
+    pub async fn unsettled(&self) -> Outcome<Vec<Entry>> {
+        self.entries(true).await
+    }
+
+    /// Those whose version nobody has committed.
+    pub async fn uncommitted(&self) -> Outcome<Vec<Entry>> {
+        self.entries(false).await
+    }
+
+    async fn entries(&self, committed: bool) -> Outcome<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in self.pending().await? {
+            let found = format!("SELECT version FROM {{ks}}.posts WHERE post_id = {}", entry.post);
+            let version = self.rows::<(Option<i32>,)>(&found).await?.first().and_then(|(version,)| *version);
+            if version.is_some_and(|version| version >= entry.version) == committed {
+                entries.push(entry);
             }
         }
+        Ok(entries)
+    }
+
+    /// How many of these no relay has settled yet.
+    pub async fn count_unsettled(&self, entries: &[Entry]) -> Outcome<usize> {
+        let pending: HashSet<Entry> = self.pending().await?.into_iter().collect();
+        Ok(entries.iter().filter(|entry| pending.contains(*entry)).count())
+    }
+
+    /// Those of which a chunk is not done at their version.
+    pub async fn undone(&self, entries: Vec<Entry>) -> Outcome<Vec<Entry>> {
+        let mut undone = Vec::new();
+        for entry in entries {
+            let found = format!("SELECT done FROM {{ks}}.chunks WHERE post_id = {}", entry.post);
+            let chunks = self.rows::<(Option<i64>,)>(&found).await?;
+            // The version is the upper half.
+            let is_done = |done: Option<i64>| done.is_some_and(|done| (done >> 32) >= i64::from(entry.version));
+            if !chunks.into_iter().all(|(done,)| is_done(done)) {
+                undone.push(entry);
+            }
+        }
+        Ok(undone)
+    }
+
+    /// Which relay has the lease of which shard.
+    pub async fn leases(&self) -> Outcome<BTreeMap<i16, Uuid>> {
+        let found = self.rows::<(String, Option<Uuid>)>("SELECT name, owner FROM {ks}.leases").await?;
+        // Migrations have a lease of their own.
+        let of_shard = |(name, owner): (String, Option<Uuid>)| {
+            let shard: i16 = name.strip_prefix("relay-")?.parse().ok()?;
+            Some((shard, owner?))
+        };
+        Ok(found.into_iter().filter_map(of_shard).collect())
+    }
+
+    /// What the relay still has to do.
+    pub async fn left(&self) -> Outcome<Left> {
+        let entries = self.unsettled().await?;
+        let examples = entries.iter().map(|entry| format!("pending {} at {}", entry.post, entry.version)).collect();
+        let mut left = Left { pending: entries.len(), intents: 0, examples };
         for (viewer, mark) in self.rows::<(String, i64)>("SELECT viewer_id, mark_id FROM {ks}.mark_intents").await? {
             left.intents += 1;
             left.examples.push(format!("intent {mark} of {viewer}"));
@@ -152,8 +216,8 @@ impl Keyspace {
 
     /// How many entries of a post at a version or later are pending.
     pub async fn pending_of(&self, post: &str, version: i32) -> Outcome<usize> {
-        let all = self.rows::<(Uuid, i32)>("SELECT post_id, version FROM {ks}.pending").await?;
-        Ok(all.iter().filter(|(id, at)| id.to_string() == post && *at >= version).count())
+        let all = self.pending().await?;
+        Ok(all.iter().filter(|entry| entry.post.to_string() == post && entry.version >= version).count())
     }
 }
 
@@ -162,18 +226,40 @@ const FAIR_QUEUES: usize = 8;
 
 /// Removes what is in the queues of a run, or the queues themselves.
 pub async fn empty_queues(servers: &Servers, prefix: &str, delete: bool) -> Outcome<()> {
-    let connecting = lapin::Connection::connect(&servers.amqp, lapin::ConnectionProperties::default());
-    let connection = connecting.await.map_err(|error| format!("the broker: {error}"))?;
-    let channel = connection.create_channel().await.map_err(|error| format!("the broker: {error}"))?;
+    let (connection, channel) = broker(servers).await?;
     for queue in queue_names(prefix, FAIR_QUEUES) {
         let done = if delete {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map(|_| ())
         } else {
             channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await.map(|_| ())
         };
-        done.map_err(|error| format!("the broker: {error}"))?;
+        done.map_err(of_broker)?;
     }
-    connection.close(0, "done".into()).await.map_err(|error| format!("the broker: {error}"))
+    connection.close(0, "done".into()).await.map_err(of_broker)
+}
+
+/// How many tasks of a run wait in the broker, and are not at hand of a worker.
+pub async fn waiting_tasks(servers: &Servers, prefix: &str) -> Outcome<u32> {
+    let (connection, channel) = broker(servers).await?;
+    let mut waiting = 0;
+    for queue in queue_names(prefix, FAIR_QUEUES) {
+        let passive = QueueDeclareOptions::durable().passive();
+        let asked = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        waiting += asked.map_err(of_broker)?.message_count();
+    }
+    connection.close(0, "done".into()).await.map_err(of_broker)?;
+    Ok(waiting)
+}
+
+async fn broker(servers: &Servers) -> Outcome<(lapin::Connection, lapin::Channel)> {
+    let connecting = lapin::Connection::connect(&servers.amqp, lapin::ConnectionProperties::default());
+    let connection = connecting.await.map_err(of_broker)?;
+    let channel = connection.create_channel().await.map_err(of_broker)?;
+    Ok((connection, channel))
+}
+
+fn of_broker(error: lapin::Error) -> String {
+    format!("the broker: {error}")
 }
 
 /// A `redis-server` of a run's own, without a disk: killed, it comes back empty.

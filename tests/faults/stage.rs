@@ -200,11 +200,17 @@ impl Stage {
         self.begin().await
     }
 
-    /// Waits until all processes are ready, and begins the load.
-    pub async fn begin(&mut self) -> Outcome<()> {
+    /// Waits until all processes are ready.
+    pub async fn ready(&self) -> Outcome<()> {
         for process in self.apis.iter().chain(&self.workers).chain(&self.relays) {
             process.ready(&self.client).await?;
         }
+        Ok(())
+    }
+
+    /// The same, and begins the load.
+    pub async fn begin(&mut self) -> Outcome<()> {
+        self.ready().await?;
         let urls = self.apis.iter().map(Process::url).collect();
         self.load = Some(Load::start(urls, self.seed, self.no_edits));
         Ok(())
