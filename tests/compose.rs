@@ -1,5 +1,5 @@
-//! docker-compose.yml, the Dockerfile and what the service knows of itself, held together: what can be checked where no
-//! Docker engine runs.
+//! docker-compose.yml, the Dockerfile and what the service knows of itself, held together: their text, where no Docker
+//! engine runs. dev/image-check runs those of the image's steps that need none.
 
 use std::collections::BTreeMap;
 use std::fs;
