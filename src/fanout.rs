@@ -25,6 +25,12 @@ use crate::tuning::{Board, LaneLimits};
 /// How long a worker pauses after a failure, so that a broken dependency is not hammered.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(200);
 
+/// Parts that are kept for small tasks beyond the limit of those in hand; the last one within it may be beyond it by nearly
+/// a whole task.
+const SPARE: u32 = 2 * Task::WHOLE;
+/// A small task has this many parts at most, those of a hundred viewers.
+const SMALL_MAX: u32 = Task::WHOLE / 5;
+
 /// Rows are written until this long after their life is over, lest a clock that runs ahead for a moment skips rows of a
 /// post that lives. Readers hide them meanwhile.
 const OVERDUE: Duration = Duration::from_secs(24 * 3600);
@@ -69,14 +75,14 @@ impl Fanout {
         let (mut in_hand, parts) = (JoinSet::new(), Arc::new(AtomicU32::new(0)));
         loop {
             let tasks = limits.borrow_and_update().tasks;
-            let room = parts.load(Ordering::Relaxed) < tasks.saturating_mul(Task::WHOLE);
+            let room = room(lane, parts.load(Ordering::Relaxed), tasks);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(_) = in_hand.join_next() => {}
                 // The sender lives as long as the process; without one the last limits hold.
                 Ok(()) = limits.changed() => {}
-                next = self.queue.next(lane), if room => match next {
+                next = self.queue.next_within(lane, room), if room > 0 => match next {
                     Ok(Some(delivery)) => {
                         let (this, mut place) = (self.clone(), Place::take(&parts, self.parts(&delivery.task)));
                         in_hand.spawn(async move { this.handle(delivery, &mut place).await });
@@ -256,6 +262,18 @@ impl Fanout {
     }
 }
 
+/// As how many parts the next task of a lane may count, with `in_hand` parts in hand and a limit of so many `tasks`. In the
+/// lane of small posts there is room beyond the limit for small tasks: they need not wait until a large one is finished.
+fn room(lane: Lane, in_hand: u32, tasks: u32) -> u32 {
+    let limit = tasks.saturating_mul(Task::WHOLE);
+    match lane {
+        _ if in_hand < limit => Task::WHOLE,
+        // A limit of zero is a pause.
+        Lane::Small if limit > 0 => limit.saturating_add(SPARE).saturating_sub(in_hand).min(SMALL_MAX),
+        _ => 0,
+    }
+}
+
 /// What a task takes up among those in hand, until it is finished with or was dropped.
 struct Place(Arc<AtomicU32>, u32);
 
@@ -305,6 +323,17 @@ mod tests {
         assert_eq!(parts.load(Ordering::Relaxed), 1);
         drop(small);
         assert_eq!(parts.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn small_tasks_find_room_where_large_ones_wait() {
+        let small = |in_hand, tasks| room(Lane::Small, in_hand, tasks);
+        assert_eq!((small(0, 0), small(100, 0)), (0, 0), "paused");
+        assert_eq!((small(0, 2), small(2 * Task::WHOLE - 1, 2)), (Task::WHOLE, Task::WHOLE));
+        assert_eq!((small(2 * Task::WHOLE, 2), small(3 * Task::WHOLE - 1, 2)), (SMALL_MAX, SMALL_MAX));
+        assert_eq!((small(4 * Task::WHOLE - 1, 2), small(4 * Task::WHOLE, 2), small(u32::MAX, 2)), (1, 0, 0));
+        let bulk = |in_hand| room(Lane::Bulk, in_hand, 2);
+        assert_eq!((bulk(2 * Task::WHOLE - 1), bulk(2 * Task::WHOLE)), (Task::WHOLE, 0));
     }
 
     #[tokio::test]

@@ -246,7 +246,7 @@ impl ports::Queue for Queue {
     forward! {
         [Embedded Rabbit]
         publish(producer: &ProducerId, tasks: Vec<Task>) -> Result<usize>;
-        next(lane: Lane) -> Result<Option<Delivery>>;
+        next_within(lane: Lane, parts: u32) -> Result<Option<Delivery>>;
         ack(delivery: Delivery) -> Result<()>;
         release(delivery: Delivery) -> Result<()>;
         depth(lane: Lane) -> Result<u64>;

@@ -34,7 +34,13 @@ pub trait Queue {
     fn publish(&self, producer: &ProducerId, tasks: Vec<Task>) -> impl Future<Output = Result<usize>> + Send;
 
     /// The next task of a lane; waits for one. `None` once the queue is closed. Dropped while it waits, it takes none.
-    fn next(&self, lane: Lane) -> impl Future<Output = Result<Option<Delivery>>> + Send;
+    fn next(&self, lane: Lane) -> impl Future<Output = Result<Option<Delivery>>> + Send {
+        self.next_within(lane, Task::WHOLE)
+    }
+
+    /// The same for who has no room for a whole task: the next one of at most so many parts ([`Task::parts`]), past those
+    /// whose turn it is and who have a larger one to offer.
+    fn next_within(&self, lane: Lane, parts: u32) -> impl Future<Output = Result<Option<Delivery>>> + Send;
 
     /// The task is finished with, for good.
     fn ack(&self, delivery: Delivery) -> impl Future<Output = Result<()>> + Send;

@@ -17,6 +17,9 @@ use crate::domain::{Lane, PostId, ProducerId, Task};
 use crate::error::Result;
 use crate::ports::{Delivery, Queue, Room};
 
+/// Producers that are looked at for a small task, when there is no room for a whole one.
+const LOOKED_AT_MAX: usize = 100;
+
 /// Two bounded lanes.
 #[derive(Clone, Debug)]
 pub struct EmbeddedQueue(Arc<Lanes>);
@@ -77,9 +80,14 @@ impl Lines {
         true
     }
 
-    /// The next task, of the producer whose turn it is.
-    fn pop(&mut self) -> Option<Task> {
-        let producer = self.turns.pop_front()?;
+    /// The next task of at most so many parts, of the producer whose turn it is among those who have one to offer.
+    fn pop(&mut self, parts: u32) -> Option<Task> {
+        let fits = |producer: &ProducerId| {
+            let first = self.lines.get(producer).and_then(VecDeque::front);
+            first.is_some_and(|task| task.parts() <= parts)
+        };
+        let at = self.turns.iter().take(LOOKED_AT_MAX).position(fits)?;
+        let producer = self.turns.remove(at)?;
         let line = self.lines.get_mut(&producer)?;
         let task = line.pop_front();
         let length = line.len();
@@ -179,7 +187,7 @@ impl Queue for EmbeddedQueue {
         Ok(taken)
     }
 
-    async fn next(&self, lane: Lane) -> Result<Option<Delivery>> {
+    async fn next_within(&self, lane: Lane, parts: u32) -> Result<Option<Delivery>> {
         let lane = self.lane(lane);
         loop {
             // It waits before it looks: what comes after the look wakes it.
@@ -189,7 +197,7 @@ impl Queue for EmbeddedQueue {
             if self.0.closed.is_cancelled() {
                 return Ok(None);
             }
-            if let Some(task) = lane.lines().pop() {
+            if let Some(task) = lane.lines().pop(parts) {
                 return Ok(Some(Delivery { task, tag: 0 }));
             }
             tokio::select! { () = self.0.closed.cancelled() => {}, () = arrived => {} }
@@ -223,7 +231,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::domain::Chunk;
+    use crate::domain::{Chunk, ViewerId};
 
     fn producer(name: &str) -> ProducerId {
         ProducerId::parse("producer", name).expect("valid")
@@ -253,9 +261,28 @@ mod tests {
         assert_eq!([&a, &b, &c].map(|producer| lines.room(producer)), [0; 3]);
         let gave_way = std::mem::take(&mut lines.displaced);
         assert!((6..12).all(|no| gave_way.contains(&(task(no).post_id, 1))), "the newest of the longest line");
-        let order: Vec<u32> = std::iter::from_fn(|| lines.pop()).map(|task| task.chunk.no).collect();
+        let order: Vec<u32> = std::iter::from_fn(|| lines.pop(Task::WHOLE)).map(|task| task.chunk.no).collect();
         assert_eq!(order, [0, 100, 200, 1, 101, 201, 2, 102, 202, 3, 103, 203]);
         assert!(lines.tasks == 0 && lines.lines.is_empty() && lines.lengths.is_empty(), "nothing is left of them");
+    }
+
+    #[test]
+    fn small_tasks_pass_large_ones() {
+        let large = |no| {
+            let viewers = (0..500).map(|n| ViewerId::parse("v", &format!("v{n}")).expect("valid")).collect();
+            Task { chunk: Chunk { no, viewers }, ..task(no) }
+        };
+        let (a, b) = (producer("a"), producer("b"));
+        let mut lines = Lines::new(10);
+        assert!([1, 2].iter().all(|no| lines.push(&a, large(*no))));
+        assert!([10, 11].iter().all(|no| lines.push(&b, task(*no))));
+        let next = |lines: &mut Lines, parts| lines.pop(parts).map(|task| task.chunk.no);
+        assert_eq!(next(&mut lines, 1), Some(10), "past the one whose turn it is");
+        assert_eq!(next(&mut lines, Task::WHOLE), Some(1), "whose turn it is still");
+        assert_eq!(next(&mut lines, Task::WHOLE), Some(11));
+        assert_eq!(next(&mut lines, 1), None, "there are large ones only");
+        assert_eq!(next(&mut lines, Task::WHOLE), Some(2));
+        assert!(lines.tasks == 0 && lines.lines.is_empty() && lines.turns.is_empty());
     }
 
     #[test]
@@ -281,7 +308,7 @@ mod tests {
         for round in 0..20 {
             fill(&mut lines, &a, round * 4);
             fill(&mut lines, &b, 200);
-            while lines.pop().is_some() {}
+            while lines.pop(Task::WHOLE).is_some() {}
         }
         assert_eq!(lines.displaced.len(), 4);
     }

@@ -38,7 +38,18 @@ struct Line {
 }
 
 impl Lines {
-    fn pop(&mut self) -> Option<Delivery> {
+    /// The next one of at most so many parts. A line that is handed out of before its turn has had that much of it.
+    fn pop(&mut self, parts: u32) -> Option<Delivery> {
+        if parts >= Task::WHOLE {
+            return self.pop_in_turn();
+        }
+        let count = self.lines.len();
+        let fits = |line: &Line| line.tasks.front().is_some_and(|delivery| delivery.task.parts() <= parts);
+        let at = (0..count).map(|step| (self.turn + step) % count).find(|at| fits(&self.lines[*at]))?;
+        self.lines[at].take()
+    }
+
+    fn pop_in_turn(&mut self) -> Option<Delivery> {
         // Once around, and then the line whose turn was over at the beginning.
         for _ in 0..=self.lines.len() {
             if let Some(delivery) = self.lines.get_mut(self.turn)?.pop() {
@@ -58,11 +69,17 @@ impl Line {
         if self.left <= 0 {
             return None;
         }
-        let Some(delivery) = self.tasks.pop_front() else {
+        let delivery = self.take();
+        if delivery.is_none() {
             self.left = 0;
-            return None;
-        };
-        self.left -= i64::from(delivery.task.parts());
+        }
+        delivery
+    }
+
+    fn take(&mut self) -> Option<Delivery> {
+        let delivery = self.tasks.pop_front()?;
+        // Less than a turn is owed: whoever has tasks when nobody else has is not passed over.
+        self.left = (self.left - i64::from(delivery.task.parts())).max(1 - TURN);
         Some(delivery)
     }
 }
@@ -70,8 +87,10 @@ impl Line {
 impl Basket {
     /// With so many lines. They are as long as the broker's prefetch lets them be.
     pub fn new(lines: usize) -> Self {
+        // As after a turn of the last line: the first one's comes next.
+        let turn = lines.saturating_sub(1);
         let lines = (0..lines).map(|_| Line::default()).collect();
-        Self { lines: Mutex::new(Lines { lines, turn: 0 }), arrived: Notify::new() }
+        Self { lines: Mutex::new(Lines { lines, turn }), arrived: Notify::new() }
     }
 
     /// Adds to a line.
@@ -82,22 +101,22 @@ impl Basket {
         self.arrived.notify_one();
     }
 
-    /// The next one; waits for it. Dropped while it waits, it takes none.
-    pub async fn next(&self) -> Delivery {
+    /// The next one of at most so many parts; waits for it. Dropped while it waits, it takes none.
+    pub async fn next_within(&self, parts: u32) -> Delivery {
         loop {
             // It waits before it looks: what comes after the look wakes it.
             let mut arrived = pin!(self.arrived.notified());
             arrived.as_mut().enable();
-            if let Some(delivery) = self.try_next() {
+            if let Some(delivery) = self.try_next(parts) {
                 return delivery;
             }
             arrived.await;
         }
     }
 
-    /// The next one, if there is one now.
-    pub fn try_next(&self) -> Option<Delivery> {
-        self.lines().pop()
+    /// The next one of at most so many parts, if there is one now.
+    pub fn try_next(&self, parts: u32) -> Option<Delivery> {
+        self.lines().pop(parts)
     }
 
     /// How many there are.
@@ -134,7 +153,7 @@ mod tests {
     }
 
     fn order(basket: &Basket) -> Vec<u64> {
-        std::iter::from_fn(|| basket.try_next()).map(|delivery| delivery.tag).collect()
+        std::iter::from_fn(|| basket.try_next(Task::WHOLE)).map(|delivery| delivery.tag).collect()
     }
 
     #[test]
@@ -143,13 +162,10 @@ mod tests {
         for (line, tag) in [(0, 1), (0, 2), (0, 3), (2, 4), (2, 5), (1, 6)] {
             basket.put(line, delivery(tag));
         }
-        let mut order = order(&basket);
-        // Whose turn it is at the beginning is nobody's business: the first line's comes last.
-        order.rotate_right(1);
-        assert_eq!(order, [3, 6, 4, 1, 5, 2]);
+        assert_eq!(order(&basket), [1, 6, 4, 2, 5, 3]);
         basket.put(1, delivery(7));
         basket.clear();
-        assert!(basket.try_next().is_none());
+        assert!(basket.try_next(Task::WHOLE).is_none());
     }
 
     #[test]
@@ -159,7 +175,7 @@ mod tests {
         (100..104).for_each(|tag| basket.put(1, delivery(tag)));
         let order = order(&basket);
         let large: Vec<usize> = (100..104).filter_map(|tag| order.iter().position(|next| *next == tag)).collect();
-        assert_eq!(large, [0, 26, 52, 78], "25 small ones between two large ones: {order:?}");
+        assert_eq!(large, [25, 51, 77, 103], "25 small ones between two large ones: {order:?}");
     }
 
     #[test]
@@ -170,14 +186,39 @@ mod tests {
             basket.put(0, sized(tag, viewers));
         }
         (10..14).for_each(|tag| basket.put(1, delivery(tag)));
-        assert_eq!(order(&basket), [10, 1, 2, 11, 3, 12, 4, 13]);
+        assert_eq!(order(&basket), [1, 2, 10, 3, 11, 4, 12, 13]);
+    }
+
+    #[test]
+    fn small_ones_pass_large_ones_and_pay_for_it() {
+        let basket = Basket::new(2);
+        [1, 2, 3].into_iter().for_each(|tag| basket.put(0, delivery(tag)));
+        (10..70).for_each(|tag| basket.put(1, sized(tag, 20)));
+        assert_eq!(basket.try_next(Task::WHOLE).map(|first| first.tag), Some(1));
+        // There is room for small ones only: more than a turn's worth of them.
+        let passing: Vec<u64> = (0..30).filter_map(|_| basket.try_next(1)).map(|delivery| delivery.tag).collect();
+        assert_eq!(passing, (10..40).collect::<Vec<_>>());
+        assert!(basket.try_next(0).is_none());
+        // With room for all, the line that passed has had all but a part of its next turn.
+        let order = order(&basket);
+        let large = [2, 3].map(|large| order.iter().position(|tag| *tag == large));
+        assert_eq!(large, [Some(1), Some(27)], "{order:?}");
+        assert_eq!(order.len(), 32);
+    }
+
+    #[test]
+    fn who_has_passed_often_is_not_left_when_nobody_else_has_any() {
+        let basket = Basket::new(3);
+        (0..200).for_each(|tag| basket.put(2, sized(tag, 100)));
+        (0..100).for_each(|_| assert!(basket.try_next(5).is_some()));
+        assert_eq!(order(&basket).len(), 100);
     }
 
     #[tokio::test]
     async fn who_stops_waiting_takes_nothing_and_wakes_the_next() {
         let basket = Basket::new(2);
-        let mut first = Box::pin(basket.next());
-        let mut second = Box::pin(basket.next());
+        let mut first = Box::pin(basket.next_within(Task::WHOLE));
+        let mut second = Box::pin(basket.next_within(Task::WHOLE));
         assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
         basket.put(0, delivery(1));
         drop(first);

@@ -84,8 +84,8 @@ impl Consumer {
         self.waiting.len()
     }
 
-    /// The next task; `None` once closed. The first call makes this process a consumer.
-    pub async fn next(self: &Arc<Self>, stop: &CancellationToken) -> Option<Delivery> {
+    /// The next task of at most so many parts; `None` once closed. The first call makes this process a consumer.
+    pub async fn next_within(self: &Arc<Self>, parts: u32, stop: &CancellationToken) -> Option<Delivery> {
         if !self.started.swap(true, Ordering::AcqRel) {
             let (consumer, stop) = (Arc::clone(self), stop.clone());
             tokio::spawn(async move {
@@ -96,7 +96,7 @@ impl Consumer {
             let delivery = tokio::select! {
                 biased;
                 () = self.closed.cancelled() => return None,
-                delivery = self.waiting.next() => delivery,
+                delivery = self.waiting.next_within(parts) => delivery,
             };
             // What an earlier connection delivered will come again by this one.
             if self.session_of(&delivery).is_some() {
@@ -267,7 +267,7 @@ impl Consumer {
                 Ok(Some(Arrival { message: Some(Err(_)), .. }) | None) | Err(_) => break,
             }
         }
-        while let Some(delivery) = self.waiting.try_next() {
+        while let Some(delivery) = self.waiting.try_next(Task::WHOLE) {
             if delivery.tag >> TAG_BITS == session.number {
                 session.give_back(delivery.tag & ((1 << TAG_BITS) - 1)).await?;
             }

@@ -148,8 +148,8 @@ impl Queue for RabbitQueue {
         self.publisher.publish(producer, tasks).await
     }
 
-    async fn next(&self, lane: Lane) -> Result<Option<Delivery>> {
-        Ok(self.consumer(lane).next(&self.stop).await)
+    async fn next_within(&self, lane: Lane, parts: u32) -> Result<Option<Delivery>> {
+        Ok(self.consumer(lane).next_within(parts, &self.stop).await)
     }
 
     async fn ack(&self, delivery: Delivery) -> Result<()> {
