@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use futures::try_join;
 use scylla::DeserializeRow;
 use scylla::value::MaybeUnset;
 use uuid::Uuid;
 
+use super::gate::Gate;
 use super::session::corrupt as unreadable;
 use super::{IN_MAX, ScyllaStore, id_of, int, set, time_of, uint, uuid_of};
 use crate::domain::{Marks, Post, PostId, PostState, Row, Time, ViewerId};
@@ -72,22 +74,24 @@ impl ScyllaStore {
         Ok(ids.iter().map(|id| found.get(id).copied()).collect())
     }
 
-    /// The version is read first, so that a late worker learns of the newer one. Should it change right after that, the
-    /// newer version's rows carry the later timestamp and win, whichever are written last.
+    /// The version is read meanwhile, so that a late worker learns of the newer one. Whenever it changes, the newer
+    /// version's rows carry the later timestamp and win, whichever are written last: nobody need wait for the answer.
     pub(super) async fn upsert_rows(&self, post: &Post, viewers: &[ViewerId]) -> Result<RowsWritten> {
-        if self.read_post_version(post.id).await? != Some(post.version) {
-            return match self.read_post(post.id).await? {
-                Some(newer) if newer.version != post.version => Ok(RowsWritten::Stale(Box::new(newer))),
-                // Back at the version asked for: the first read missed a commit that the second has seen.
-                Some(_) => self.write_all_rows(post, viewers).await,
-                None => Err(Error::internal(format!("post {} has vanished under its fan-out", post.id))),
-            };
+        let writing = self.write_all_rows(post, viewers);
+        let ((), version) = try_join!(writing, self.read_post_version(post.id))?;
+        if version == Some(post.version) {
+            return Ok(RowsWritten::Written);
         }
-        self.write_all_rows(post, viewers).await
+        match self.read_post(post.id).await? {
+            Some(newer) if newer.version != post.version => Ok(RowsWritten::Stale(Box::new(newer))),
+            // Back at the version asked for: the first read missed a commit that the second has seen.
+            Some(_) => Ok(RowsWritten::Written),
+            None => Err(Error::internal(format!("post {} has vanished under its fan-out", post.id))),
+        }
     }
 
-    async fn write_all_rows(&self, post: &Post, viewers: &[ViewerId]) -> Result<RowsWritten> {
-        let Some(ttl) = self.row_ttl(post.id) else { return Ok(RowsWritten::Written) };
+    async fn write_all_rows(&self, post: &Post, viewers: &[ViewerId]) -> Result<()> {
+        let Some(ttl) = self.row_ttl(post.id) else { return Ok(()) };
         let (id, version) = (uuid_of(post.id), int(post.version)?);
         // A first version leaves unset what it does not have; a later one has to take back what it may have had.
         let deleted = set((post.state == PostState::Retracted).then_some(true));
@@ -98,10 +102,10 @@ impl ScyllaStore {
         };
         let groups = self.group_by_replicas(viewers)?;
         let size = self.batch_rows();
+        let gate = if viewers.len() > size { &self.shared.rows } else { &self.shared.few_rows };
         let batches = groups.iter().flat_map(|group| group.chunks(size));
-        let writes = batches.map(|batch| self.write_batch(batch.iter().map(values).collect())).collect();
-        self.concurrently(writes).await?;
-        Ok(RowsWritten::Written)
+        let writes = batches.map(|batch| self.write_batch(gate, batch.iter().map(values).collect())).collect();
+        self.concurrently(writes).await.map(|_: Vec<()>| ())
     }
 
     /// Rows of one replica set in a batch.
@@ -109,8 +113,8 @@ impl ScyllaStore {
         self.shared.batch_rows.load(Ordering::Relaxed).clamp(1, self.statements().row_batches.len())
     }
 
-    async fn write_batch(&self, rows: Vec<RowValues<'_>>) -> Result<()> {
-        let _under_way = self.shared.rows.enter(rows.len()).await?;
+    async fn write_batch(&self, gate: &Gate, rows: Vec<RowValues<'_>>) -> Result<()> {
+        let _under_way = gate.enter(rows.len()).await?;
         match rows.as_slice() {
             [] => {}
             [row] => self.write(&self.statements().write_row, row).await?,

@@ -60,6 +60,8 @@ const TTL_S_MAX: u64 = 630_720_000;
 
 /// Values in an `IN`: ScyllaDB takes no more by default.
 const IN_MAX: usize = 100;
+/// The part of the rows under way that chunks of few rows have beside them.
+const FEW_ROWS_SHARE: usize = 8;
 
 /// A handle to the store, for reads on behalf of one [`Path`].
 #[derive(Clone)]
@@ -79,8 +81,10 @@ struct Shared {
     /// The last one of a pending entry.
     entry_stamp: AtomicI64,
     scans: Scans,
-    /// Rows under way.
+    /// Rows under way, of chunks that take more than one request.
     rows: Gate,
+    /// Those of chunks that take one: they wait for each other, and not behind thousands of rows of large ones.
+    few_rows: Gate,
     /// Rows of one replica set in a batch, as tuned.
     batch_rows: AtomicUsize,
     withdrawals: Mutex<withdrawals::Seen>,
@@ -112,6 +116,7 @@ impl ScyllaStore {
             withdrawals: Mutex::new(withdrawals::Seen::from(&scans)),
             scans,
             rows: Gate::new(options.rows_in_flight_max),
+            few_rows: Gate::new(options.rows_in_flight_max / FEW_ROWS_SHARE),
             batch_rows: AtomicUsize::new(options.batch_rows_max),
             stamp: AtomicI64::new(0),
             entry_stamp: AtomicI64::new(0),
@@ -133,6 +138,7 @@ impl ScyllaStore {
     /// Changes how rows are written, from the next batch on.
     pub fn tune(&self, rows_in_flight: u32, batch_rows: u32) {
         self.shared.rows.resize(rows_in_flight as usize);
+        self.shared.few_rows.resize(rows_in_flight as usize / FEW_ROWS_SHARE);
         self.shared.batch_rows.store(batch_rows as usize, Ordering::Relaxed);
     }
 
