@@ -25,10 +25,9 @@ use crate::tuning::{Board, LaneLimits};
 /// How long a worker pauses after a failure, so that a broken dependency is not hammered.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(200);
 
-/// Parts that are kept for small tasks beyond the limit of those in hand; the last one within it may be beyond it by nearly
-/// a whole task.
+/// Parts that are kept for small tasks beyond the limit of those in hand.
 const SPARE: u32 = 2 * Task::WHOLE;
-/// A small task has this many parts at most, those of a hundred viewers.
+/// A small task has this many parts at most: fewer than 120 viewers.
 const SMALL_MAX: u32 = Task::WHOLE / 5;
 
 /// Rows are written until this long after their life is over, lest a clock that runs ahead for a moment skips rows of a
@@ -72,10 +71,10 @@ pub enum Outcome {
 impl Fanout {
     /// Works through a lane until `stop`, with as many tasks in hand as `limits` says; finishes what it has in hand.
     pub async fn work(&self, lane: Lane, mut limits: watch::Receiver<LaneLimits>, stop: CancellationToken) {
-        let (mut in_hand, parts) = (JoinSet::new(), Arc::new(AtomicU32::new(0)));
+        let (mut in_hand, places) = (JoinSet::new(), Places::default());
         loop {
             let tasks = limits.borrow_and_update().tasks;
-            let room = room(lane, parts.load(Ordering::Relaxed), tasks);
+            let (room, counter) = places.room(lane, tasks);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -84,7 +83,7 @@ impl Fanout {
                 Ok(()) = limits.changed() => {}
                 next = self.queue.next_within(lane, room), if room > 0 => match next {
                     Ok(Some(delivery)) => {
-                        let (this, mut place) = (self.clone(), Place::take(&parts, self.parts(&delivery.task)));
+                        let (this, mut place) = (self.clone(), Place::take(counter, self.parts(&delivery.task)));
                         in_hand.spawn(async move { this.handle(delivery, &mut place).await });
                     }
                     Ok(None) => break,
@@ -262,15 +261,26 @@ impl Fanout {
     }
 }
 
-/// As how many parts the next task of a lane may count, with `in_hand` parts in hand and a limit of so many `tasks`. In the
-/// lane of small posts there is room beyond the limit for small tasks: they need not wait until a large one is finished.
-fn room(lane: Lane, in_hand: u32, tasks: u32) -> u32 {
-    let limit = tasks.saturating_mul(Task::WHOLE);
-    match lane {
-        _ if in_hand < limit => Task::WHOLE,
+/// What the tasks in hand of a lane take up: of the places that it has, and of those beside them. Counted apart, or small
+/// tasks would fill whatever place a large one leaves, and no large one would ever come again.
+#[derive(Default)]
+struct Places {
+    limited: Arc<AtomicU32>,
+    spare: Arc<AtomicU32>,
+}
+
+impl Places {
+    /// As how many parts the next task of a lane may count with a limit of so many `tasks`, and where it counts. In the
+    /// lane of small posts there is room beyond the limit for small tasks: they need not wait until a large one is
+    /// finished.
+    fn room(&self, lane: Lane, tasks: u32) -> (u32, &Arc<AtomicU32>) {
+        let limit = tasks.saturating_mul(Task::WHOLE);
+        if self.limited.load(Ordering::Relaxed) < limit {
+            return (Task::WHOLE, &self.limited);
+        }
         // A limit of zero is a pause.
-        Lane::Small if limit > 0 => limit.saturating_add(SPARE).saturating_sub(in_hand).min(SMALL_MAX),
-        _ => 0,
+        let spare = if lane == Lane::Small && limit > 0 { SPARE } else { 0 };
+        (spare.saturating_sub(self.spare.load(Ordering::Relaxed)).min(SMALL_MAX), &self.spare)
     }
 }
 
@@ -327,13 +337,40 @@ mod tests {
 
     #[test]
     fn small_tasks_find_room_where_large_ones_wait() {
-        let small = |in_hand, tasks| room(Lane::Small, in_hand, tasks);
-        assert_eq!((small(0, 0), small(100, 0)), (0, 0), "paused");
-        assert_eq!((small(0, 2), small(2 * Task::WHOLE - 1, 2)), (Task::WHOLE, Task::WHOLE));
-        assert_eq!((small(2 * Task::WHOLE, 2), small(3 * Task::WHOLE - 1, 2)), (SMALL_MAX, SMALL_MAX));
-        assert_eq!((small(4 * Task::WHOLE - 1, 2), small(4 * Task::WHOLE, 2), small(u32::MAX, 2)), (1, 0, 0));
-        let bulk = |in_hand| room(Lane::Bulk, in_hand, 2);
-        assert_eq!((bulk(2 * Task::WHOLE - 1), bulk(2 * Task::WHOLE)), (Task::WHOLE, 0));
+        let places = Places::default();
+        let room = |lane, tasks| places.room(lane, tasks).0;
+        assert_eq!((room(Lane::Small, 0), room(Lane::Bulk, 0)), (0, 0), "paused");
+        let limited = Place::take(places.room(Lane::Small, 2).1, 2 * Task::WHOLE - 1);
+        assert_eq!((room(Lane::Small, 2), room(Lane::Bulk, 2)), (Task::WHOLE, Task::WHOLE));
+        let last = Place::take(places.room(Lane::Small, 2).1, Task::WHOLE);
+        assert_eq!((room(Lane::Small, 2), room(Lane::Bulk, 2)), (SMALL_MAX, 0));
+        let small = Place::take(places.room(Lane::Small, 2).1, SPARE - 1);
+        assert_eq!(room(Lane::Small, 2), 1);
+        let fill = Place::take(places.room(Lane::Small, 2).1, 1);
+        assert_eq!(room(Lane::Small, 2), 0);
+        drop((small, fill, limited));
+        assert_eq!((room(Lane::Small, 2), room(Lane::Small, 0)), (Task::WHOLE, 0));
+        drop(last);
+    }
+
+    /// Small ones without end beside large ones: however many there are, a place that a large one leaves is given by turns.
+    #[test]
+    fn small_tasks_keep_no_large_one_out() {
+        let (places, mut large, mut small) = (Places::default(), Vec::new(), Vec::new());
+        for round in 0..100 {
+            loop {
+                let (room, counter) = places.room(Lane::Small, 4);
+                match room {
+                    0 => break,
+                    Task::WHOLE => large.push(Place::take(counter, Task::WHOLE)),
+                    _ => small.push(Place::take(counter, Task::WHOLE)),
+                }
+            }
+            assert_eq!((large.len(), small.len()), (4, 2), "round {round}");
+            // One of each ends.
+            large.pop();
+            small.pop();
+        }
     }
 
     #[tokio::test]

@@ -93,7 +93,7 @@ impl KeyBook {
                 .max_capacity(config.unknown_keys_cached_max)
                 .time_to_live(UNKNOWN_FOR)
                 // By how often one was asked for, as is usual, a full cache would take no new ones: those that it has were
-                // asked for as seldom.
+                // asked for as often, once.
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
             lookups: Turns::new(LOOKUPS_MAX, UNREADABLE),
@@ -156,7 +156,8 @@ impl KeyBook {
         if let Some(known) = inner.known.get(&id) {
             return known.reading.take(|| self.fresh(id).map(Some), || self.load(id)).await;
         }
-        let unknown = || inner.unknown.contains_key(&id).then_some(None);
+        // Asked for, it is one of the latest again.
+        let unknown = || inner.unknown.get(&id).map(|()| None);
         match unknown() {
             Some(none) => Ok(none),
             None => inner.lookups.take(|| unknown().or_else(|| self.fresh(id).map(Some)), || self.load(id)).await,

@@ -28,6 +28,8 @@ struct Lines {
     lines: Vec<Line>,
     /// Whose turn it is.
     turn: usize,
+    /// Whose turn it is when there is room for small ones only.
+    passing: usize,
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +47,8 @@ impl Lines {
         }
         let count = self.lines.len();
         let fits = |line: &Line| line.tasks.front().is_some_and(|delivery| delivery.task.parts() <= parts);
-        let at = (0..count).map(|step| (self.turn + step) % count).find(|at| fits(&self.lines[*at]))?;
+        let at = (0..count).map(|step| (self.passing + step) % count).find(|at| fits(&self.lines[*at]))?;
+        self.passing = (at + 1) % count;
         self.lines[at].take()
     }
 
@@ -90,7 +93,7 @@ impl Basket {
         // As after a turn of the last line: the first one's comes next.
         let turn = lines.saturating_sub(1);
         let lines = (0..lines).map(|_| Line::default()).collect();
-        Self { lines: Mutex::new(Lines { lines, turn }), arrived: Notify::new() }
+        Self { lines: Mutex::new(Lines { lines, turn, passing: 0 }), arrived: Notify::new() }
     }
 
     /// Adds to a line.
@@ -204,6 +207,15 @@ mod tests {
         let large = [2, 3].map(|large| order.iter().position(|tag| *tag == large));
         assert_eq!(large, [Some(1), Some(27)], "{order:?}");
         assert_eq!(order.len(), 32);
+    }
+
+    #[test]
+    fn small_ones_pass_by_turns() {
+        let basket = Basket::new(3);
+        (0..3).for_each(|tag| basket.put(0, sized(tag, 100)));
+        (10..13).for_each(|tag| basket.put(2, sized(tag, 1)));
+        let passing: Vec<u64> = std::iter::from_fn(|| basket.try_next(5)).map(|delivery| delivery.tag).collect();
+        assert_eq!(passing, [0, 10, 1, 11, 2, 12]);
     }
 
     #[test]

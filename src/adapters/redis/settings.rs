@@ -64,7 +64,7 @@ fn field<'i>(info: &'i str, name: &str) -> &'i str {
 pub fn eviction(address: &str, policy: &str, maxmemory: &str) -> Finding {
     let what = format!("{address}: maxmemory {maxmemory}, maxmemory-policy {policy}");
     let advice = match (policy, maxmemory) {
-        (_, "0" | "") => return Finding::fine(PART, what),
+        ("", _) | (_, "0" | "") => return Finding::fine(PART, what),
         ("allkeys-random" | "volatile-random", _) => {
             "when memory is short, viewers who poll now resync as often as those who left: use volatile-lru"
         }
@@ -100,6 +100,8 @@ mod tests {
     fn names_that_begin_alike_are_told_apart() {
         let info = "# Memory\r\nmaxmemory_human:1.00K\r\nmaxmemory_policy:noeviction\r\nmaxmemory:1024\r\n";
         assert_eq!((field(info, "maxmemory"), field(info, "maxmemory_policy")), ("1024", "noeviction"));
+        let none = eviction("r", "", "1000");
+        assert_eq!(none.severity, Severity::Fine, "what is not told is not wrong");
         let none = eviction("r", field("", "maxmemory_policy"), field("", "maxmemory"));
         assert_eq!(none.severity, Severity::Fine, "what is not told is not wrong");
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use futures::try_join;
+use futures::join;
 use scylla::DeserializeRow;
 use scylla::value::MaybeUnset;
 use uuid::Uuid;
@@ -77,9 +77,10 @@ impl ScyllaStore {
     /// The version is read meanwhile, so that a late worker learns of the newer one. Whenever it changes, the newer
     /// version's rows carry the later timestamp and win, whichever are written last: nobody need wait for the answer.
     pub(super) async fn upsert_rows(&self, post: &Post, viewers: &[ViewerId]) -> Result<RowsWritten> {
-        let writing = self.write_all_rows(post, viewers);
-        let ((), version) = try_join!(writing, self.read_post_version(post.id))?;
-        if version == Some(post.version) {
+        // Both to their end: a read that fails first must not leave writes on their way that nobody counts.
+        let (written, version) = join!(self.write_all_rows(post, viewers), self.read_post_version(post.id));
+        written?;
+        if version? == Some(post.version) {
             return Ok(RowsWritten::Written);
         }
         match self.read_post(post.id).await? {

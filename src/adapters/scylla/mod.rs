@@ -81,9 +81,9 @@ struct Shared {
     /// The last one of a pending entry.
     entry_stamp: AtomicI64,
     scans: Scans,
-    /// Rows under way, of chunks that take more than one request.
+    /// Rows under way, of chunks with more rows than a batch has.
     rows: Gate,
-    /// Those of chunks that take one: they wait for each other, and not behind thousands of rows of large ones.
+    /// Those of smaller chunks: they wait for each other, and not behind thousands of rows of large ones.
     few_rows: Gate,
     /// Rows of one replica set in a batch, as tuned.
     batch_rows: AtomicUsize,
