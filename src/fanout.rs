@@ -346,9 +346,11 @@ mod tests {
         assert_eq!((room(Lane::Small, 2), room(Lane::Bulk, 2)), (SMALL_MAX, 0));
         let small = Place::take(places.room(Lane::Small, 2).1, SPARE - 1);
         assert_eq!(room(Lane::Small, 2), 1);
-        let fill = Place::take(places.room(Lane::Small, 2).1, 1);
+        let mut failed = Place::take(places.room(Lane::Small, 2).1, 1);
         assert_eq!(room(Lane::Small, 2), 0);
-        drop((small, fill, limited));
+        failed.fill();
+        assert_eq!(room(Lane::Small, 2), 0, "they may come to more than there is");
+        drop((small, failed, limited));
         assert_eq!((room(Lane::Small, 2), room(Lane::Small, 0)), (Task::WHOLE, 0));
         drop(last);
     }

@@ -107,7 +107,7 @@ pub enum Changed {
 pub enum RowsWritten {
     /// They are durable and readable.
     Written,
-    /// The post has moved on, to this; nothing was written.
+    /// The post has moved on, to this, whose rows are to be written. Rows of the version asked for may be there until then.
     Stale(Box<Post>),
 }
 
@@ -231,7 +231,7 @@ pub trait Store {
     /// How far the chunks with these numbers have come.
     fn chunk_states(&self, id: PostId, numbers: Range<u32>) -> impl Future<Output = Result<Vec<ChunkState>>> + Send;
 
-    /// Writes the rows of `viewers` for `post`, unless the post has moved on. A row never goes back to an older
+    /// Writes the rows of `viewers` for `post`, and says if the post has moved on. A row never goes back to an older
     /// version, and marks are left as they are.
     fn write_rows(&self, post: &Post, viewers: &[ViewerId]) -> impl Future<Output = Result<RowsWritten>> + Send;
 

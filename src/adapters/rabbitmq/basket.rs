@@ -40,7 +40,8 @@ struct Line {
 }
 
 impl Lines {
-    /// The next one of at most so many parts. A line that is handed out of before its turn has had that much of it.
+    /// The next one of at most so many parts. A line that is handed out of before its turn has had that much of it. Lines
+    /// pass by turns of a task each: what passes is small.
     fn pop(&mut self, parts: u32) -> Option<Delivery> {
         if parts >= Task::WHOLE {
             return self.pop_in_turn();
