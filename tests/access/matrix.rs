@@ -206,7 +206,8 @@ fn tokens(guarded: &Guarded) -> Vec<Shown> {
         shown("expired token", es_with(json!({"exp": now() - 61})), Expected::Refused(401, "viewer_token_expired")),
         shown(
             "early token",
-            es_with(json!({"nbf": now() + 120})),
+            // However long all of this takes, it does not come to be valid meanwhile.
+            es_with(json!({"nbf": now() + 86_400, "exp": now() + 90_000})),
             Expected::Refused(401, "viewer_token_not_yet_valid"),
         ),
         shown("token of a wrong key", bearer(&stranger.token("ben")), bad),
