@@ -326,10 +326,10 @@ impl Thread {
             self.waiting.receive(&mut self.queue, self.limits.jobs_max);
             let mut budget = self.waiting.begin(self.limits.bulk_bytes_max);
             while jobs.len() < self.limits.jobs_max && group.bytes < self.limits.bytes_max {
-                self.waiting.receive(&mut self.queue, self.limits.jobs_max);
                 let Some(mut job) = self.waiting.next(&mut budget) else { break };
                 self.run_job(job.as_mut(), &mut group);
                 jobs.push(job);
+                self.waiting.receive(&mut self.queue, self.limits.jobs_max);
             }
             self.last_pending = group.last_pending;
             let synced = jobs.iter().any(|job| job.durability() != Durability::Buffered);
