@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::load::viewer_names;
 use crate::processes::Role;
-use crate::producer::Post;
-use crate::scenarios::{go_on, publish_own};
-use crate::stack::{RedisServer, empty_queues, waiting_tasks};
+use crate::producer::{Post, body};
+use crate::scenarios::{go_on, lose_waiting, publish_own};
+use crate::stack::RedisServer;
 use crate::stage::{Env, Faulted, Stage};
 use crate::{Outcome, until};
 
@@ -53,7 +53,8 @@ pub async fn api_late(stage: &mut Stage) -> Outcome<Faulted> {
     (stage.posts[0].version, stage.posts[0].retracted) = (2, true);
     let is_hidden = async || shows(stage, &first).await == Ok(false);
     until("the other node hides what was retracted", Duration::from_secs(5), is_hidden).await?;
-    lose_tasks(stage).await?;
+    // Whoever has brought them: the nodes, unless the broker gave them up meanwhile, or the relay.
+    lose_waiting(stage, TASKS, Duration::from_secs(40)).await?;
 
     for _ in 0..2 {
         stage.start(Role::Fanout, &redis, Env::new(), &[])?;
@@ -101,8 +102,7 @@ async fn shows(stage: &Stage, post: &str) -> Outcome<bool> {
 }
 
 fn publish(stage: &Stage) -> Asked {
-    let audience = json!({ "viewers": viewer_names() });
-    let body = json!({ "type": "test.post", "data": { "number": NUMBER }, "audience": audience });
+    let body = body(NUMBER, &viewer_names());
     let ask = stage.client.post(format!("{}/v1/posts", stage.apis[0].url()));
     tokio::spawn(ask.timeout(PATIENCE).json(&body).send())
 }
@@ -128,11 +128,4 @@ async fn accepted(asked: Asked) -> Outcome<Value> {
     let answer = answer.map_err(|error| format!("a stopped node does not answer: {error}"))?;
     let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap_or_default());
     if status == 202 { Ok(body) } else { Err(format!("a stopped node answers {status}: {body}")) }
-}
-
-/// The tasks of both, whoever has brought them: the nodes, unless the broker gave them up meanwhile, or the relay.
-async fn lose_tasks(stage: &Stage) -> Outcome<()> {
-    let all_wait = async || waiting_tasks(&stage.servers, &stage.prefix).await.is_ok_and(|waiting| waiting >= TASKS);
-    until("the tasks of what was accepted wait", Duration::from_secs(40), all_wait).await?;
-    empty_queues(&stage.servers, &stage.prefix, false).await
 }

@@ -19,6 +19,11 @@ pub struct Post {
     pub retracted: bool,
 }
 
+/// The body of a request that publishes a post of this number.
+pub fn body(number: u64, audience: &[String]) -> Value {
+    json!({ "type": "test.post", "data": { "number": number }, "audience": { "viewers": audience } })
+}
+
 /// A request that is sent until it is settled.
 #[derive(Clone, Debug)]
 enum Open {
@@ -125,7 +130,7 @@ impl Producer {
     }
 
     async fn publish(&mut self, world: &World, key: Option<String>, number: u64, audience: Vec<String>) -> Option<()> {
-        let body = json!({ "type": "test.post", "data": { "number": number }, "audience": { "viewers": audience } });
+        let body = body(number, &audience);
         let mut request = world.request("POST", self.node, "/v1/posts").json(&body);
         if let Some(key) = &key {
             request = request.header("Idempotency-Key", format!("\"{key}\""));

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::late;
 use crate::load::viewer_names;
 use crate::processes::{Process, Role};
-use crate::producer::Post;
+use crate::producer::{Post, body};
 use crate::proxy::{Line, Proxy};
 use crate::redis_faults;
 use crate::stack::{Entry, RedisServer, empty_queues, waiting_tasks};
@@ -149,8 +149,7 @@ async fn api_bulk_mark(stage: &mut Stage) -> Outcome<Faulted> {
 async fn publish_many(stage: &Stage, posts: u64) -> Outcome<()> {
     let mut ids = Vec::new();
     for number in 0..posts {
-        let data = json!({ "number": 910_000_000 + number });
-        let body = json!({ "type": "test.post", "data": data, "audience": { "viewers": ["many-items"] } });
+        let body = body(910_000_000 + number, &["many-items".to_owned()]);
         let sent = stage.client.post(format!("{}/v1/posts", stage.apis[1].url())).json(&body).send().await;
         let post = sent.map_err(|error| format!("publish: {error}"))?.json::<Value>().await;
         let post = post.map_err(|error| format!("publish: {error}"))?;
@@ -215,9 +214,7 @@ pub fn go_on(process: &Process) -> Outcome<()> {
 /// Publishes so many posts for everybody, all at once.
 pub async fn publish_own(stage: &mut Stage, count: u64) -> Outcome<()> {
     let (audience, numbers) = (viewer_names(), OWN_POSTS..OWN_POSTS + count);
-    let data = |number: u64| json!({ "number": number });
-    let post = |data: Value| json!({ "type": "test.post", "data": data, "audience": { "viewers": audience } });
-    let body = json!({ "posts": numbers.clone().map(data).map(post).collect::<Vec<_>>() });
+    let body = json!({ "posts": numbers.clone().map(|number| body(number, &audience)).collect::<Vec<_>>() });
     let sent = stage.client.post(format!("{}/v1/posts/batch", stage.apis[1].url())).json(&body).send().await;
     let answer = sent.map_err(|error| format!("publish: {error}"))?.json::<Value>().await;
     let answer = answer.map_err(|error| format!("publish: {error}"))?;
@@ -292,10 +289,15 @@ async fn lose_own(stage: &mut Stage) -> Outcome<()> {
     signal_workers(stage, Signal::STOP)?;
     // Four tasks each, of which two workers have 54 at hand.
     publish_own(stage, 60).await?;
-    let piled_up = async || waiting_tasks(&stage.servers, &stage.prefix).await.is_ok_and(|waiting| waiting >= 150);
-    until("tasks pile up", Duration::from_secs(30), piled_up).await?;
-    empty_queues(&stage.servers, &stage.prefix, false).await?;
+    lose_waiting(stage, 150, Duration::from_secs(30)).await?;
     signal_workers(stage, Signal::CONT)
+}
+
+/// Removes all tasks from the queues, once so many wait there.
+pub async fn lose_waiting(stage: &Stage, least: u32, patience: Duration) -> Outcome<()> {
+    let piled_up = async || waiting_tasks(&stage.servers, &stage.prefix).await.is_ok_and(|waiting| waiting >= least);
+    until("tasks pile up", patience, piled_up).await?;
+    empty_queues(&stage.servers, &stage.prefix, false).await
 }
 
 /// Lets tasks pile up, and removes them.
@@ -400,7 +402,7 @@ async fn editor_lost(stage: &mut Stage) -> Outcome<Faulted> {
     }
     stage.begin().await?;
     let (winner, loser, audience) = (900_000_001, 900_000_002, viewer_names());
-    let body = json!({ "type": "test.post", "data": { "number": 900_000_000 }, "audience": { "viewers": audience } });
+    let body = body(900_000_000, &audience);
     let published = stage.client.post(format!("{}/v1/posts", stage.apis[0].url())).json(&body).send().await;
     let published = published.map_err(|error| format!("publish: {error}"))?.json::<Value>().await;
     let published = published.map_err(|error| format!("publish: {error}"))?;
