@@ -6,6 +6,7 @@ mod committer;
 mod control;
 mod folder;
 mod keys;
+mod memtables;
 mod producer_keys;
 mod queue;
 mod quotas;

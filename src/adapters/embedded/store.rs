@@ -9,9 +9,10 @@ use fjall::{Database, Keyspace, Readable as _, Slice};
 
 use super::Folder;
 use super::codec::*;
-use super::committer::{CommitLimits, Committer, Durability, Group, Size, store_error};
+use super::committer::{Committer, Durability, Group, Size, store_error};
 use super::control::Agreed;
 use super::keys::{self, InboxPart};
+use super::memtables::Memtables;
 use super::tables::{StoreOptions, Tables, newest_pending, open_database, open_tables};
 use crate::adapters::reads::Reads;
 use crate::domain::*;
@@ -30,6 +31,7 @@ pub struct EmbeddedStore {
 
 pub(super) struct Shared {
     database: Database,
+    _memtables: Memtables,
     pub(super) tables: Tables,
     /// `None` only while the last handle is being dropped.
     committer: Option<Committer>,
@@ -65,16 +67,11 @@ impl EmbeddedStore {
     pub fn open(folder: Folder, options: StoreOptions) -> Result<Self> {
         let database = open_database(&folder, &options)?;
         let tables = open_tables(&database, &options)?;
-        let limits = CommitLimits {
-            jobs_max: options.commit_jobs_max,
-            bytes_max: options.commit_bytes_max,
-            bulk_bytes_max: options.commit_bulk_bytes_max,
-            free_bytes_min: options.free_bytes_min,
-            folder: folder.path().to_owned(),
-        };
+        let (limits, memtables) = (options.commit_limits(&folder), Memtables::look_after(&tables)?);
         let (committer, thread) = Committer::start(database.clone(), limits, newest_pending(&tables)?)?;
         let shared = Shared {
             database,
+            _memtables: memtables,
             tables,
             committer: Some(committer),
             thread: Some(thread),

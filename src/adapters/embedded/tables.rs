@@ -6,7 +6,7 @@ use std::time::Duration;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 
 use super::Folder;
-use super::committer::store_error;
+use super::committer::{CommitLimits, store_error};
 use super::keys;
 use super::sweep::{IdAt, Life, Sweep};
 use crate::clock::Clock;
@@ -45,6 +45,19 @@ pub struct StoreOptions {
     pub idempotency_ttl: Duration,
     /// What time it is.
     pub clock: Clock,
+}
+
+impl StoreOptions {
+    /// The bounds of a commit into a store in `folder`.
+    pub fn commit_limits(&self, folder: &Folder) -> CommitLimits {
+        CommitLimits {
+            jobs_max: self.commit_jobs_max,
+            bytes_max: self.commit_bytes_max,
+            bulk_bytes_max: self.commit_bulk_bytes_max,
+            free_bytes_min: self.free_bytes_min,
+            folder: folder.path().to_owned(),
+        }
+    }
 }
 
 /// One keyspace for each kind of key.
