@@ -234,6 +234,7 @@ impl KeyBook {
             hash: SecretHash([0; 32]),
             created_at: now,
             expires_at: order.ttl.map(|ttl| now.after(ttl)),
+            made_until: None,
             revoked_at: None,
             last_used: None,
         })
@@ -288,8 +289,9 @@ impl KeyBook {
         Ok(ended)
     }
 
-    /// Makes a successor that stands for the same producer and opens the same; the old one works for `overlap` more.
-    /// Without any it is revoked: an instant would be one of this machine's clock, and come later elsewhere.
+    /// Makes a successor that stands for the same producer, opens the same and lives as long as the old one was made for;
+    /// the old one works for `overlap` more. Without any it is revoked: an instant would be one of this machine's clock, and
+    /// come later elsewhere.
     pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<(ProducerKey, IssuedKey)> {
         let now = self.0.clock.now();
         let old = self.0.store.find_key(id).await?.ok_or_else(|| unknown_key(id))?;
@@ -298,12 +300,14 @@ impl KeyBook {
             return Err(Error::new(Kind::Conflict, "key_ended", detail));
         }
         self.make_room(now).await?;
-        let life = old.expires_at.map(|end| end.since(old.created_at));
+        // As it was made, not until when it works now: who rotates it again, as an answer was lost, finds it in its overlap.
+        let life = old.life();
         let issued = self
             .issue(ProducerKey {
                 id: KeyId::from_bytes(rand::random()),
                 created_at: now,
                 expires_at: life.map(|life| now.after(life)),
+                made_until: None,
                 last_used: None,
                 ..old
             })

@@ -1,6 +1,7 @@
 //! Producers' keys: who holds one, what it opens, until when. The secret itself is nowhere, only its hash.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::ids::ProducerId;
 use super::time::Time;
@@ -166,6 +167,9 @@ pub struct ProducerKey {
     pub created_at: Time,
     /// When it stops working by itself.
     pub expires_at: Option<Time>,
+    /// When it would have, as it was made, if that end was brought forward since: [`Time::MAX`] for never. Releases that
+    /// knew nothing of this brought ends forward without it.
+    pub made_until: Option<Time>,
     /// When it was taken back.
     pub revoked_at: Option<Time>,
     /// When it was last used, roughly.
@@ -183,6 +187,12 @@ impl ProducerKey {
         let expired = self.expires_at.filter(|at| *at <= now);
         [self.revoked_at, expired].into_iter().flatten().min()
     }
+
+    /// How long it was made for, whatever has brought its end forward since; `None` is for ever.
+    pub fn life(&self) -> Option<Duration> {
+        let until = self.made_until.or(self.expires_at).filter(|until| *until < Time::MAX)?;
+        Some(until.since(self.created_at))
+    }
 }
 
 /// How a key ends.
@@ -195,11 +205,15 @@ pub enum KeyEnd {
 }
 
 impl KeyEnd {
-    /// `key` with this end. Neither a revocation nor an expiry is ever put off.
+    /// `key` with this end. Neither a revocation nor an expiry is ever put off; how long it was made for stays known.
     pub fn apply(self, key: &mut ProducerKey) {
         match self {
             Self::Revoked(at) => key.revoked_at = Some(key.revoked_at.map_or(at, |known| known.min(at))),
-            Self::Expires(at) => key.expires_at = Some(key.expires_at.map_or(at, |known| known.min(at))),
+            Self::Expires(at) if key.expires_at.is_none_or(|known| at < known) => {
+                key.made_until = key.made_until.or(key.expires_at).or(Some(Time::MAX));
+                key.expires_at = Some(at);
+            }
+            Self::Expires(_) => {}
         }
     }
 }
@@ -228,20 +242,25 @@ mod tests {
         assert!(scopes.has(Scope::Admin) && !scopes.has(Scope::Read) && Scopes::from_names("").is_empty());
     }
 
-    #[test]
-    fn an_end_is_never_put_off() {
-        let at = Time::from_millis;
-        let mut key = ProducerKey {
+    fn key(expires_at: Option<Time>) -> ProducerKey {
+        ProducerKey {
             id: KeyId::from_bytes([1; 8]),
             producer: ProducerId::local(),
             name: "shop".into(),
             scopes: Scopes::default(),
             hash: SecretHash([7; 32]),
-            created_at: at(0),
-            expires_at: Some(at(100)),
+            created_at: Time::from_millis(0),
+            expires_at,
+            made_until: None,
             revoked_at: None,
             last_used: None,
-        };
+        }
+    }
+
+    #[test]
+    fn an_end_is_never_put_off() {
+        let at = Time::from_millis;
+        let mut key = key(Some(at(100)));
         KeyEnd::Expires(at(200)).apply(&mut key);
         assert_eq!(key.expires_at, Some(at(100)));
         KeyEnd::Expires(at(50)).apply(&mut key);
@@ -250,5 +269,21 @@ mod tests {
         KeyEnd::Revoked(at(30)).apply(&mut key);
         assert_eq!((key.revoked_at, key.ended_at(at(60))), (Some(at(20)), Some(at(20))));
         assert!(!format!("{key:?}").contains('7'), "the hash is not shown");
+    }
+
+    #[test]
+    fn how_long_a_key_was_made_for_stays_known() {
+        let at = Time::from_millis;
+        for (made_until, life) in [(Some(at(100)), Some(Duration::from_millis(100))), (None, None)] {
+            let mut key = key(made_until);
+            for end in [KeyEnd::Expires(at(50)), KeyEnd::Expires(at(20)), KeyEnd::Expires(at(80))] {
+                assert_eq!(key.life(), life);
+                end.apply(&mut key);
+            }
+            assert_eq!((key.expires_at, key.life()), (Some(at(20)), life));
+        }
+        let mut late = key(Some(at(100)));
+        KeyEnd::Expires(at(200)).apply(&mut late);
+        assert_eq!(late, key(Some(at(100))), "nothing came earlier, so there is nothing to remember");
     }
 }

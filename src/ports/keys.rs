@@ -16,7 +16,8 @@ pub trait Keys {
     /// Every key, those that have ended too, in the order of their ids.
     fn list_keys(&self) -> impl Future<Output = Result<Vec<ProducerKey>>> + Send;
 
-    /// Ends a key, durably; never puts an end off. `None` if there is no such key, else the key as it is now.
+    /// Ends a key, durably; never puts an end off, and keeps how long the key was made for ([`ProducerKey::life`]). `None`
+    /// if there is no such key, else the key as it is now.
     fn end_key(&self, id: KeyId, end: KeyEnd) -> impl Future<Output = Result<Option<ProducerKey>>> + Send;
 
     /// Notes that a key was used. May be lost in a crash; makes no key of an id that has none.

@@ -186,6 +186,7 @@ mod tests {
             hash: SecretHash([0; 32]),
             created_at: NOW.before(DAY),
             expires_at: ends,
+            made_until: None,
             revoked_at: None,
             last_used: None,
         }

@@ -219,6 +219,36 @@ async fn a_rotated_key_expires_when_its_overlap_is_over_and_its_successor_lives_
 }
 
 #[tokio::test]
+async fn a_key_that_is_rotated_again_in_its_overlap_has_a_successor_with_the_whole_life() {
+    let guarded = Guarded::start().await;
+    let made = Time::from_millis(now() * 1_000);
+    let clock = Clock::manual(made);
+    let book = book_by(&guarded, &clock);
+    let scopes = [Scope::Publish].into_iter().collect();
+    for ttl in [Some(Duration::from_secs(3_600)), None] {
+        clock.set(made);
+        let order = NewKey { name: "shop".to_owned(), producer: None, scopes, ttl };
+        let old = book.create(&order).await.expect("made").key;
+        let mut end = Time::MAX;
+        // Each answer but the last is lost. An overlap may be cut short, and is never prolonged.
+        for (second, overlap) in [(100, 600), (200, 300), (300, 600)] {
+            let rotated = made.after(Duration::from_secs(second));
+            clock.set(rotated);
+            let overlap = Duration::from_secs(overlap);
+            let (replaced, new) = book.rotate(old.id, overlap).await.expect("rotated");
+            end = end.min(rotated.after(overlap));
+            assert_eq!(replaced.expires_at, Some(end));
+            let expected = ttl.map(|ttl| rotated.after(ttl));
+            assert_eq!((new.key.created_at, new.key.expires_at), (rotated, expected), "made for {ttl:?}");
+            let later = rotated.after(Duration::from_secs(50));
+            clock.set(later);
+            let (_, next) = book.rotate(new.key.id, overlap).await.expect("rotated");
+            assert_eq!(next.key.expires_at, ttl.map(|ttl| later.after(ttl)), "and so has the successor of that");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_revoked_key_is_refused_by_other_processes_within_seconds() {
     let guarded = Guarded::start_with(|config| config.access.key_age_ms_max = 1_000).await;
     let (here, there) = (guarded.book(), guarded.book());

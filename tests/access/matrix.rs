@@ -169,6 +169,7 @@ async fn forged_keys(guarded: &Guarded) -> Vec<Shown> {
         hash: SecretHash(expired.secret.hash().0),
         created_at: Time::ZERO,
         expires_at: Some(Time::from_millis((now() - 1) * 1_000)),
+        made_until: None,
         revoked_at: None,
         last_used: None,
     };

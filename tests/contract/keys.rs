@@ -18,6 +18,7 @@ macro_rules! keys_suite {
                 an_unknown_key_is_none,
                 a_revocation_stays,
                 an_expiry_only_comes_earlier,
+                how_long_a_key_was_made_for_stays_known,
                 ends_at_once_are_all_kept,
                 the_latest_use_is_kept,
                 a_use_of_no_key_makes_none,
@@ -45,6 +46,7 @@ fn key() -> ProducerKey {
         hash: SecretHash(rand::random()),
         created_at: START,
         expires_at: None,
+        made_until: None,
         revoked_at: None,
         last_used: None,
     }
@@ -102,6 +104,22 @@ pub async fn an_expiry_only_comes_earlier(store: &impl Keys, _: &Clock) {
     }
 }
 
+pub async fn how_long_a_key_was_made_for_stays_known(store: &impl Keys, _: &Clock) {
+    for (expires_at, life) in [(Some(at(900)), Some(Duration::from_secs(900))), (None, None)] {
+        let key = ProducerKey { expires_at, ..key() };
+        store.create_key(&key).await.expect("created");
+        assert_eq!(found(store, key.id).await.life(), life);
+        for end in [100, 50, 200] {
+            let ended = store.end_key(key.id, KeyEnd::Expires(at(end))).await.expect("ended").expect("there");
+            store.note_used(key.id, at(end)).await.expect("noted");
+            let key = found(store, key.id).await;
+            assert_eq!((ended.life(), key.life()), (life, life), "{key:?}");
+            let listed = store.list_keys().await.expect("listed");
+            assert_eq!(listed.iter().find(|listed| listed.id == key.id), Some(&key));
+        }
+    }
+}
+
 pub async fn ends_at_once_are_all_kept(store: &impl Keys, _: &Clock) {
     let id = made(store).await.id;
     let expiries = (1..=8).map(|n| store.end_key(id, KeyEnd::Expires(at(n * 10))));
@@ -111,6 +129,7 @@ pub async fn ends_at_once_are_all_kept(store: &impl Keys, _: &Clock) {
     expired.into_iter().for_each(|ended| drop(ended.expect("ended").expect("there")));
     let key = found(store, id).await;
     assert_eq!((key.expires_at, key.revoked_at), (Some(at(10)), Some(at(500))), "the earliest end wins");
+    assert_eq!(key.life(), None, "it was made for ever, whichever end was the first");
 }
 
 pub async fn the_latest_use_is_kept(store: &impl Keys, _: &Clock) {

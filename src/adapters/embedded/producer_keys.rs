@@ -25,6 +25,9 @@ struct Stored {
     expires_at: Option<i64>,
     revoked_at: Option<i64>,
     last_used: Option<i64>,
+    /// Only where there is one: releases before do not know it, and pass over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_until: Option<i64>,
 }
 
 fn encode(key: &ProducerKey) -> Result<Vec<u8>> {
@@ -38,6 +41,7 @@ fn encode(key: &ProducerKey) -> Result<Vec<u8>> {
         expires_at: key.expires_at.map(Time::micros),
         revoked_at: key.revoked_at.map(Time::micros),
         last_used: key.last_used.map(Time::micros),
+        made_until: key.made_until.map(Time::micros),
     };
     serde_json::to_vec(&stored).map_err(|e| Error::internal("a key cannot be written as JSON").with_source(e))
 }
@@ -56,6 +60,7 @@ fn decode(id: &[u8], value: &[u8]) -> Result<ProducerKey> {
         hash: SecretHash(from_hex(&stored.sha256).ok_or_else(broken)?),
         created_at: Time::from_micros(stored.created_at),
         expires_at: stored.expires_at.map(Time::from_micros),
+        made_until: stored.made_until.map(Time::from_micros),
         revoked_at: stored.revoked_at.map(Time::from_micros),
         last_used: stored.last_used.map(Time::from_micros),
     })
@@ -120,5 +125,31 @@ impl Keys for EmbeddedStore {
             Ok(())
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn keys_of_releases_before_are_read_and_written_as_they_were() {
+        let id = [1_u8; 8];
+        for (expires_at, life) in [("60000000", Some(Duration::from_secs(60))), ("null", None)] {
+            let value = format!(
+                r#"{{"form":1,"producer":"shop","name":"shop","scopes":"publish","sha256":"{}","created_at":0,"#,
+                "ab".repeat(32)
+            );
+            let value = format!(r#"{value}"expires_at":{expires_at},"revoked_at":null,"last_used":5}}"#);
+            let key = decode(&id, value.as_bytes()).expect("whole");
+            assert_eq!((key.made_until, key.life()), (None, life));
+            assert_eq!(String::from_utf8(encode(&key).expect("written")).expect("JSON"), value);
+            let mut ended = key;
+            KeyEnd::Expires(Time::from_micros(7)).apply(&mut ended);
+            let read = decode(&id, &encode(&ended).expect("written")).expect("whole");
+            assert_eq!((&read, read.life()), (&ended, life));
+        }
     }
 }

@@ -30,6 +30,7 @@ const FILES: &[File] = &[
     File { number: 2, name: "002_control.cql", text: include_str!("../../../cql/002_control.cql") },
     File { number: 3, name: "003_access.cql", text: include_str!("../../../cql/003_access.cql") },
     File { number: 4, name: "004_mark_intents.cql", text: include_str!("../../../cql/004_mark_intents.cql") },
+    File { number: 5, name: "005_key_lives.cql", text: include_str!("../../../cql/005_key_lives.cql") },
 ];
 
 /// Applied where the configuration asks for it.

@@ -222,11 +222,20 @@ statements! {
     /// It ends by itself.
     expire_key: Write "UPDATE {keyspace}.producer_keys USING TIMESTAMP ? SET expires_at = ? \
         WHERE scope = ? AND key_id = ?",
+    /// Until when a key was made that ends earlier now.
+    key_life: Read "SELECT made_until FROM {keyspace}.key_lives WHERE scope = ? AND key_id = ?",
+    /// The same for all of them.
+    key_lives: Read "SELECT key_id, made_until FROM {keyspace}.key_lives WHERE scope = ?",
+    /// Its end is about to be brought forward.
+    write_key_life: Write "INSERT INTO {keyspace}.key_lives (scope, key_id, made_until) VALUES (?, ?, ?) \
+        USING TIMESTAMP ?",
     /// It was used.
     note_key_used: Write "UPDATE {keyspace}.producer_keys USING TIMESTAMP ? SET last_used = ? \
         WHERE scope = ? AND key_id = ?",
     /// It has long ended.
     forget_key: Write "DELETE FROM {keyspace}.producer_keys USING TIMESTAMP ? WHERE scope = ? AND key_id = ?",
+    /// And until when it was made.
+    forget_key_life: Write "DELETE FROM {keyspace}.key_lives USING TIMESTAMP ? WHERE scope = ? AND key_id = ?",
 }
 
 async fn prepare(
