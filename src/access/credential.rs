@@ -69,12 +69,12 @@ impl KeyText {
 /// Whether `text` is, or has in it, something that must be kept secret: a producer's key or a signed token. For telling
 /// people who put one where others can see it.
 pub fn looks_secret(text: &str) -> bool {
-    // The user and password of an address are Basic.
-    let address =
-        text.split_once("://").and_then(|(_, rest)| rest.split_once('@')).and_then(|(user, _)| user.split_once(':'));
+    // The user and password of an address are Basic. There may be several addresses.
+    let mut addresses =
+        text.split("://").skip(1).filter_map(|rest| rest.split_once('@').and_then(|(user, _)| user.split_once(':')));
     // Whatever a token cannot have in it ends one: a space, a quote, what stands between the parts of an address.
     let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
-    has_key(text) || words.any(is_token) || address.is_some_and(|(user, password)| key_of(user, password).is_some())
+    has_key(text) || words.any(is_token) || addresses.any(|(user, password)| key_of(user, password).is_some())
 }
 
 /// Whether a producer's key begins anywhere in `text`. Its id is enough, and so is the length of one: a key with a slip
@@ -214,6 +214,12 @@ mod tests {
         for secret in [&key, &format!("--key={key}"), &token, &basic, &whole, &query, &format!("--url={basic}")] {
             assert!(looks_secret(secret), "{secret}");
         }
+        for first in ["http://h:1/", "http://a:b@h:1/", "http://h:1/?to=http://a:b@h:1/"] {
+            for text in [format!("{first},{basic}"), format!("{first}?to={basic}"), format!("{basic} {first}")] {
+                assert!(looks_secret(&text), "one address of several: {text}");
+            }
+        }
+        assert!(!looks_secret("http://a:b@h:1/ http://c:d@h:1/"));
         for secret in [&key, &token] {
             for (before, after) in [("Bearer ", ""), ("http://h:1/?k=", "&x=1"), ("{\"k\":\"", "\"}"), ("k:'", "' x")] {
                 let text = format!("{before}{secret}{after}");
