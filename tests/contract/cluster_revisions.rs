@@ -1,5 +1,6 @@
 //! The revisions in Redis under the suite, and what is their own. Needs FANFOLD_TEST_REDIS.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use fanfold::adapters::Store;
@@ -9,6 +10,7 @@ use fanfold::domain::revision::MARK_BIT;
 use fanfold::domain::{Change, Fence, PostId, Record, Time, ViewerId};
 use fanfold::error::Kind;
 use fanfold::ports::{Revisions as _, Store as _};
+use futures::future::{Either, select};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use redis::AsyncCommands as _;
@@ -136,6 +138,18 @@ async fn what_is_no_record_equals_nothing() {
     assert!(revisions.record(&ben).await.expect("read").is_none());
     revisions.open(&ben).await.expect("made again");
     assert!(revisions.record(&ben).await.expect("read").is_some());
+}
+
+#[tokio::test]
+async fn a_bump_of_few_does_not_wait_for_those_of_many() {
+    let Some((revisions, _registry)) = open().await else { return };
+    let many: Vec<ViewerId> = (0..20_000).map(|n| viewer(&format!("viewer-{n}"))).collect();
+    let few = [viewer("ben")];
+    let change = Change { post_id: PostId::from_bytes([1; 16]), version: 1 };
+    let (large, small) = (pin!(revisions.bump(&many, change)), pin!(revisions.bump(&few, change)));
+    // The first is looked at first: all of its two hundred calls stand in line before the second has its one.
+    let Either::Right((small, large)) = select(large, small).await else { panic!("the small one came last") };
+    assert_eq!(small.expect("bumped"), large.await.expect("bumped"), "under one fence");
 }
 
 #[tokio::test]

@@ -40,6 +40,8 @@ const READ_RECORDS: usize = 500;
 /// Bump scripts of this process in flight: enough to keep Redis busy. What is beyond would only make the polls behind
 /// it wait, at 0.6 ms a script.
 const BUMP_CALLS: usize = 16;
+/// So many viewers are few: their bumps are a tenth of a millisecond, and do not wait for those of whole chunks.
+const FEW: usize = 20;
 /// Between attempts to find a master: doubles from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -107,6 +109,7 @@ struct Inner {
     scripts: Scripts,
     store: Store,
     bumps: Semaphore,
+    few_bumps: Semaphore,
     waiting: fence::Waiting,
     current: watch::Sender<Current>,
 }
@@ -122,6 +125,7 @@ impl RedisRevisions {
             keys: Keys::new(&options.key_prefix),
             scripts: Scripts::new(),
             bumps: Semaphore::new(BUMP_CALLS),
+            few_bumps: Semaphore::new(BUMP_CALLS),
             waiting: fence::Waiting::default(),
             current: watch::Sender::new(Current(Err("redis was not reached yet".into()))),
             store,
@@ -278,8 +282,9 @@ impl Revisions for RedisRevisions {
         // number it answers is compared with the newest before anything is taken for done.
         let life = self.life()?;
         let (scripts, keys) = (&self.inner.scripts, &self.inner.keys);
+        let turns = if viewers.len() > FEW { &self.inner.bumps } else { &self.inner.few_bumps };
         let calls = viewers.chunks(BUMP_RECORDS).map(async |part| {
-            let _turn = self.inner.bumps.acquire().await.map_err(|_| Error::internal("nobody closes the semaphore"))?;
+            let _turn = turns.acquire().await.map_err(|_| Error::internal("nobody closes the semaphore"))?;
             let part = part.iter().map(ViewerId::as_str);
             life.answer(scripts.bump(life.connection(), keys, part, change)).await
         });
