@@ -14,14 +14,12 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
     let raw = RawRows::prepare(bench.cluster.session().await?, &bench.cluster.name).await?;
     let mut source = Source::open(bench, 1).await?;
     let mut workers = Workers::start(bench, "fanout", 1).await?;
-    let tasks = source.tasks(context.size(20, 1)).await?;
-    workers.fan_out(&source, tasks).await?;
-    let (form, rate) = raw.best(bench, &mut source).await?;
+    let (form, rate) = raw.best(bench, &mut source, &mut workers).await?;
     let mut pairs = Vec::new();
     let mut usages = [Vec::new(), Vec::new()];
     for number in 0..context.pairs {
         context.say_pair("fanout", number);
-        let tasks = source.tasks(context.size(240, 4)).await?;
+        let tasks = source.tasks(context.size(360, 4)).await?;
         // What one arm leaves behind, tables to be written out and merged, the next one pays for: they take turns at it.
         let measured = if number % 2 == 0 {
             let ours = usage(&bench.stack, workers.fan_out(&source, tasks.clone())).await?;
