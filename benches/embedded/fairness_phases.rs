@@ -108,8 +108,8 @@ pub async fn round<F: Feed>(number: usize, sizes: Sizes, measured: &mut F, other
     Ok([alone, control, beside, behind])
 }
 
-/// What all rounds together say: a single one has too few posts for a p99. `delay` is where half of the small posts have to
-/// stay beside another's flood, in chunks of it, if anywhere.
+/// What all rounds together say: a single one has too few posts for a p99. `delay` is where small posts have to stay beside
+/// another's flood at p99, in chunks of it, if anywhere.
 pub fn figures(rounds: &[Round], delay: Option<Limit>) -> Vec<Figure> {
     let figure =
         |at: usize, what: &str, value, unit| Figure::new("fairness", format!("{}: {what}", PHASES[at]), value, unit);
@@ -131,12 +131,12 @@ pub fn figures(rounds: &[Round], delay: Option<Limit>) -> Vec<Figure> {
         let beyond = |than, share| (visible(at, share) - visible(than, share)) / chunk_ms.max(1e-9);
         figures.push(figure(at, "a chunk of the flood", chunk_ms, "ms"));
         figures.push(figure(at, "p99 to that alone", visible(at, 0.99) / visible(ALONE, 0.99).max(1e-9), "x"));
-        let half = figure(at, "delay at p50", beyond(ALONE, 0.5), "chunks");
+        figures.push(figure(at, "delay at p50", beyond(ALONE, 0.5), "chunks"));
+        let late = figure(at, "delay at p99", beyond(ALONE, 0.99), "chunks");
         figures.push(match delay {
-            Some(limit) if at == BESIDE => half.with_limit(limit),
-            _ => half,
+            Some(limit) if at == BESIDE => late.with_limit(limit),
+            _ => late,
         });
-        figures.push(figure(at, "delay at p99", beyond(ALONE, 0.99), "chunks"));
         if at == BESIDE {
             figures.push(figure(at, "delay at p50 beyond the control", beyond(CONTROL, 0.5), "chunks"));
             figures.push(figure(at, "delay at p99 beyond the control", beyond(CONTROL, 0.99), "chunks"));

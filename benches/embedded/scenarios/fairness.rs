@@ -10,9 +10,9 @@ use crate::keys::Keys;
 use crate::measure::{Limit, Result};
 use crate::service::Service;
 
-/// Beside another's flood half of the small posts may wait for so many chunks of it: for the one that goes before in their
-/// lane, and for four group commits with two in each (`store.commit_bulk_bytes_max`), and one to spare. Without turns it
-/// would be hundreds.
+/// Beside another's flood small posts may wait for so many chunks of it, all but one in a hundred: for the one that goes
+/// before in their lane, and for four group commits with two in each (`store.commit_bulk_bytes_max`), and one to spare.
+/// Without turns it would be hundreds.
 const DELAY_MAX: f64 = 10.0;
 
 /// Runs it.
