@@ -108,7 +108,8 @@ impl Task {
     /// As how many parts a task counts that is as much as any: one of 500 viewers, a chunk of the default size.
     pub const WHOLE: u32 = 25;
 
-    /// Viewers for which a task counts as one part of a whole one; with fewer it is that much work all the same.
+    /// Viewers for which a task counts as one part of a whole one; with fewer it is that much work all the same. So few do
+    /// not wait for the rows and bumps of whole chunks.
     pub const VIEWERS_A_PART: usize = 20;
 
     /// How much of a whole task's work this one is, at least one part. What asks servers a few times for a single row is no

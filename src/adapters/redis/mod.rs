@@ -31,17 +31,16 @@ use self::script::{BUMP_RECORDS, Keys, Scripts};
 use self::settings::Looked;
 use crate::adapters::Store;
 use crate::clock::Clock;
-use crate::domain::{Change, Fence, PostId, Record, Revision, ViewerId};
+use crate::domain::{Change, Fence, PostId, Record, Revision, Task, ViewerId};
 use crate::error::{Error, Result};
 use crate::ports::{MarkBump, Revisions, Store as _};
 
 /// Records asked for in one MGET: Redis does nothing else meanwhile.
 const READ_RECORDS: usize = 500;
-/// Bump scripts of this process in flight: enough to keep Redis busy. What is beyond would only make the polls behind
-/// it wait, at 0.6 ms a script.
+/// Bump scripts of this process in flight, of whole chunks: enough to keep Redis busy. What is beyond would only make the
+/// polls behind it wait, at 0.6 ms a script. Those of few viewers ([`Task::VIEWERS_A_PART`]), a tenth of a millisecond
+/// each, are as many besides, or they would wait for every chunk that stands in line.
 const BUMP_CALLS: usize = 16;
-/// So many viewers are few: their bumps are a tenth of a millisecond, and do not wait for those of whole chunks.
-const FEW: usize = 20;
 /// Between attempts to find a master: doubles from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -282,7 +281,7 @@ impl Revisions for RedisRevisions {
         // number it answers is compared with the newest before anything is taken for done.
         let life = self.life()?;
         let (scripts, keys) = (&self.inner.scripts, &self.inner.keys);
-        let turns = if viewers.len() > FEW { &self.inner.bumps } else { &self.inner.few_bumps };
+        let turns = if viewers.len() > Task::VIEWERS_A_PART { &self.inner.bumps } else { &self.inner.few_bumps };
         let calls = viewers.chunks(BUMP_RECORDS).map(async |part| {
             let _turn = turns.acquire().await.map_err(|_| Error::internal("nobody closes the semaphore"))?;
             let part = part.iter().map(ViewerId::as_str);

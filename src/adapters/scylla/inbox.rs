@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::gate::Gate;
 use super::session::corrupt as unreadable;
 use super::{IN_MAX, ScyllaStore, id_of, int, set, time_of, uint, uuid_of};
-use crate::domain::{Marks, Post, PostId, PostState, Row, Time, ViewerId};
+use crate::domain::{Marks, Post, PostId, PostState, Row, Task, Time, ViewerId};
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::ports::{RowsWritten, Window};
@@ -103,7 +103,7 @@ impl ScyllaStore {
         };
         let groups = self.group_by_replicas(viewers)?;
         let size = self.batch_rows();
-        let gate = if viewers.len() > size { &self.shared.rows } else { &self.shared.few_rows };
+        let gate = if viewers.len() > Task::VIEWERS_A_PART { &self.shared.rows } else { &self.shared.few_rows };
         let batches = groups.iter().flat_map(|group| group.chunks(size));
         let writes = batches.map(|batch| self.write_batch(gate, batch.iter().map(values).collect())).collect();
         self.concurrently(writes).await.map(|_: Vec<()>| ())

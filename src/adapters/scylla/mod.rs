@@ -81,7 +81,7 @@ struct Shared {
     /// The last one of a pending entry.
     entry_stamp: AtomicI64,
     scans: Scans,
-    /// Rows under way, of chunks with more rows than a batch has.
+    /// Rows under way, of chunks with more than a few ([`Task::VIEWERS_A_PART`]).
     rows: Gate,
     /// Those of smaller chunks: they wait for each other, and not behind thousands of rows of large ones.
     few_rows: Gate,
