@@ -1,8 +1,8 @@
 //! Frees what tables held in memory, once it was written out, where no commit waits for it.
 //!
 //! The storage engine lets go of a memtable under the lock that every write to the table needs, and its entries are freed
-//! one by one: some 80 ms for 32 MiB of inbox rows, in which nothing at all is committed (measured). What is held here as well is
-//! not freed there but by this thread, when nobody else has it any more.
+//! one by one: some 80 ms for 32 MiB of inbox rows, in which nothing at all is committed (measured). What is held here as
+//! well is not freed there but by this thread, when nobody else has it any more.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -94,11 +94,11 @@ mod tests {
         let database = fjall::Database::builder(folder.path()).open().expect("open");
         let table = database.keyspace("rows", fjall::KeyspaceCreateOptions::default).expect("open");
         let mut held = Vec::new();
-        for n in 0..4_u8 {
+        for n in 0..8_u8 {
             look(&mut held, table.tree.active_memtable());
             table.insert([n], [n]).expect("written");
             table.rotate_memtable_and_wait().expect("written out");
         }
-        assert!(held.len() < 4, "{} of 4 are still in the engine's hands", held.len());
+        assert!(held.len() <= 3, "{} of 8 are still in the engine's hands", held.len());
     }
 }
