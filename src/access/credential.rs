@@ -69,12 +69,12 @@ impl KeyText {
 /// Whether `text` is, or has in it, something that must be kept secret: a producer's key or a signed token. For telling
 /// people who put one where others can see it.
 pub fn looks_secret(text: &str) -> bool {
-    // The user and password of an address are Basic. There may be several addresses.
-    let mut addresses =
-        text.split("://").skip(1).filter_map(|rest| rest.split_once('@').and_then(|(user, _)| user.split_once(':')));
+    // The user and password of an address are Basic. There may be several addresses, and several hosts in one.
+    let before_hosts = text.split("://").skip(1).flat_map(|rest| rest.rsplit('@').skip(1));
+    let mut users = before_hosts.filter_map(|part| part.rsplit([',', ';', '/', ' ']).next()?.split_once(':'));
     // Whatever a token cannot have in it ends one: a space, a quote, what stands between the parts of an address.
     let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
-    has_key(text) || words.any(is_token) || addresses.any(|(user, password)| key_of(user, password).is_some())
+    has_key(text) || words.any(is_token) || users.any(|(user, password)| key_of(user, password).is_some())
 }
 
 /// Whether a producer's key begins anywhere in `text`. Its id is enough, and so is the length of one: a key with a slip
@@ -215,7 +215,8 @@ mod tests {
             assert!(looks_secret(secret), "{secret}");
         }
         for first in ["http://h:1/", "http://a:b@h:1/", "http://h:1/?to=http://a:b@h:1/"] {
-            for text in [format!("{first},{basic}"), format!("{first}?to={basic}"), format!("{basic} {first}")] {
+            let hosts = basic.replace("://", "://a:b@h1,");
+            for text in [format!("{first},{basic}"), format!("{first}?to={basic}"), format!("{basic} {first}"), hosts] {
                 assert!(looks_secret(&text), "one address of several: {text}");
             }
         }
