@@ -3,7 +3,7 @@
 use crate::cluster::Bench;
 use crate::findings::{Comparison, Figure, Findings};
 use crate::measure::{Limit, Measure, Pair, Result, Sample, Spread};
-use crate::raw::RawRows;
+use crate::raw::{BATCH_MAX, Form, RawRows};
 use crate::servers::{Usage, usage};
 use crate::source::Source;
 use crate::workers::Workers;
@@ -15,6 +15,8 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
     let mut source = Source::open(bench, 1).await?;
     let mut workers = Workers::start(bench, "fanout", 1).await?;
     let (form, rate) = raw.best(bench, &mut source, &mut workers).await?;
+    let as_ours = Form { rows: BATCH_MAX, in_flight: form.in_flight };
+    let rate_as_ours = raw.rate(&mut source, &mut workers, context.size(120, 1), as_ours).await?;
     let mut pairs = Vec::new();
     let mut usages = [Vec::new(), Vec::new()];
     for number in 0..context.pairs {
@@ -49,6 +51,7 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
         Figure::new("fanout", "the worker's own CPU; driver, broker, bumps included", cpu, "CPU µs/row")
             .with_limit(Limit::AtMost(8.0)),
         Figure::new("fanout", format!("the raw driver's best when tried: {form}"), rate, "rows/s"),
+        Figure::new("fanout", format!("the raw driver when tried with {as_ours}"), rate_as_ours, "rows/s"),
     ];
     let mut findings = Findings::from(comparison);
     findings.add(figures.into());
