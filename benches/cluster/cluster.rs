@@ -95,6 +95,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Rows in a batch of its fan-out.
+    pub fn batch_rows(&self) -> usize {
+        self.config.scylla.batch_rows_max as usize
+    }
+
     /// The raw driver, with as many connections as the service has.
     pub async fn session(&self) -> Result<Session> {
         let connections = usize::try_from(self.config.scylla.connections_per_shard)?.try_into()?;

@@ -11,19 +11,19 @@ use scylla::value::MaybeUnset;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::cluster::Bench;
+use crate::cluster::{Bench, Cluster};
 use crate::measure::{Result, Sample, in_process};
 use crate::source::Source;
 use crate::workers::Workers;
 
 /// Thirty days, as shipped.
 pub const TTL_S: i32 = 30 * 24 * 3600;
-/// The largest batch: as many rows as fan-out has in one (`scylla.batch_rows_max`). It is told, and takes no part in the
-/// contest, which is between singles and batches of up to 20.
-pub const BATCH_MAX: usize = 50;
-/// Forms that come from the heats into the finals, and how often each of them runs there.
+/// The largest batch of those that are tried for the best.
+const BATCH_MAX: usize = 20;
+/// Forms that come from the heats into the finals.
 const FINALISTS: usize = 3;
-const FINALS: usize = 2;
+/// How often each form runs in the heats, and again in the finals.
+const RUNS: usize = 2;
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +56,9 @@ type RowValues<'a> = (&'a str, Uuid, i32, MaybeUnset<bool>, MaybeUnset<i64>, i64
 type Piece = (Uuid, i64, Vec<String>);
 
 impl RawRows {
-    /// On the inbox of a keyspace.
-    pub async fn prepare(session: Session, keyspace: &str) -> Result<Self> {
+    /// On the inbox of `cluster`, with batches as large as those of its fan-out too.
+    pub async fn prepare(cluster: &Cluster) -> Result<Self> {
+        let (session, keyspace) = (cluster.session().await?, &cluster.name);
         let text = format!(
             "INSERT INTO {keyspace}.inbox (viewer_id, post_id, version, deleted, expires_at) VALUES (?, ?, ?, ?, ?) \
              USING TIMESTAMP ? AND TTL ?"
@@ -70,7 +71,7 @@ impl RawRows {
             batch.set_is_idempotent(true);
             batch
         };
-        let batches = Arc::new((0..=BATCH_MAX).map(batch).collect());
+        let batches = Arc::new((0..=BATCH_MAX.max(cluster.batch_rows())).map(batch).collect());
         Ok(Self { session: Arc::new(session), row, batches })
     }
 
@@ -110,30 +111,28 @@ impl RawRows {
         in_process(self.write(tasks, form)).await
     }
 
-    /// The fastest form here and now: the three that are in the heats run two thirds as far as a pair's arm, by turns, and
-    /// the one that is so over all of it wins. A heat alone is too short to say it. `workers` write as many rows in
+    /// The fastest form here and now: the three that are so in heats run two thirds as far as a pair's arm, by turns, and
+    /// the one that is so over all of that wins. A heat alone is too short to say it. `workers` write as many rows in
     /// between: the server compiles as it goes, and would learn the one arm's ways alone.
     pub async fn best(&self, bench: &Bench, source: &mut Source, workers: &mut Workers) -> Result<(Form, f64)> {
         let context = &bench.context;
         let (heat, last) = (context.size(24, 1), context.size(120, 1));
-        let mut rated = Vec::new();
-        for form in forms(context.size(&[1, 5, 10, 20], &[1, 10]), context.size(&[32, 128, 384], &[64])) {
-            rated.push((form, self.rate(source, workers, heat, form).await?));
-        }
-        for (form, rate) in &mut rated {
-            *rate = rate.max(self.rate(source, workers, heat, *form).await?);
-        }
-        rated.sort_by(|a, b| b.1.total_cmp(&a.1));
-        rated.truncate(FINALISTS);
-        for (_, rate) in &mut rated {
-            *rate = 0.0;
-        }
-        for _ in 0..FINALS {
-            for (form, rate) in &mut rated {
-                *rate += self.rate(source, workers, last, *form).await? / FINALS as f64;
+        let of_size = |rows| context.size(&[32, 128, 384][..], &[64]).iter().map(move |n| Form { rows, in_flight: *n });
+        let all = context.size(&[1, 5, 10, BATCH_MAX][..], &[1, 10]).iter().copied().flat_map(of_size);
+        let mut heats: Vec<_> = all.map(|form| (form, 0.0_f64)).collect();
+        for _ in 0..RUNS {
+            for (form, rate) in &mut heats {
+                *rate = rate.max(self.rate(source, workers, heat, *form).await?);
             }
         }
-        let best = rated.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).ok_or("no form was tried")?;
+        heats.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let mut finals: Vec<_> = heats.iter().take(FINALISTS).map(|(form, _)| (*form, 0.0)).collect();
+        for _ in 0..RUNS {
+            for (form, rate) in &mut finals {
+                *rate += self.rate(source, workers, last, *form).await? / RUNS as f64;
+            }
+        }
+        let best = finals.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).ok_or("no form was tried")?;
         context.say("fanout", format_args!("the raw driver is fastest with {}", best.0));
         Ok(best)
     }
@@ -145,11 +144,6 @@ impl RawRows {
         workers.fan_out(source, tasks).await?;
         Ok(rate)
     }
-}
-
-fn forms(sizes: &[usize], in_flight: &[usize]) -> Vec<Form> {
-    let of_size = |rows: usize| in_flight.iter().map(move |in_flight| Form { rows, in_flight: *in_flight });
-    sizes.iter().flat_map(|rows| of_size(*rows)).collect()
 }
 
 fn pieces(tasks: &[Task], rows: usize) -> Vec<Piece> {

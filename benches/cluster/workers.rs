@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use fanfold::domain::{ProducerId, Task};
 use fanfold::ports::Queue as _;
-use scylla::client::session::Session;
 
 use crate::child::Child;
 use crate::client::{Connection, get};
@@ -108,8 +107,7 @@ pub async fn warm_up(bench: &Bench, rows: usize) -> Result<()> {
         return Ok(());
     }
     bench.context.say("warm-up", format_args!("{rows} rows"));
-    let session: Session = bench.cluster.session().await?;
-    let raw = RawRows::prepare(session, &bench.cluster.name).await?;
+    let raw = RawRows::prepare(&bench.cluster).await?;
     let mut source = Source::open(bench, 0).await?;
     let mut workers = Workers::start(bench, "warm-up", 1).await?;
     let mut done = 0;

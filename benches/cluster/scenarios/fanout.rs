@@ -3,7 +3,7 @@
 use crate::cluster::Bench;
 use crate::findings::{Comparison, Figure, Findings};
 use crate::measure::{Limit, Measure, Pair, Result, Sample, Spread};
-use crate::raw::{BATCH_MAX, Form, RawRows};
+use crate::raw::{Form, RawRows};
 use crate::servers::{Usage, usage};
 use crate::source::Source;
 use crate::workers::Workers;
@@ -11,11 +11,11 @@ use crate::workers::Workers;
 /// Runs it.
 pub async fn run(bench: &Bench) -> Result<Findings> {
     let context = &bench.context;
-    let raw = RawRows::prepare(bench.cluster.session().await?, &bench.cluster.name).await?;
+    let raw = RawRows::prepare(&bench.cluster).await?;
     let mut source = Source::open(bench, 1).await?;
     let mut workers = Workers::start(bench, "fanout", 1).await?;
     let (form, rate) = raw.best(bench, &mut source, &mut workers).await?;
-    let as_ours = Form { rows: BATCH_MAX, in_flight: form.in_flight };
+    let as_ours = Form { rows: bench.cluster.batch_rows(), in_flight: form.in_flight };
     let rate_as_ours = raw.rate(&mut source, &mut workers, context.size(120, 1), as_ours).await?;
     let mut pairs = Vec::new();
     let mut usages = [Vec::new(), Vec::new()];
