@@ -40,6 +40,15 @@ fn book_by(guarded: &Guarded, clock: &Clock) -> KeyBook {
     KeyBook::new(&guarded.service.running.backends.store, &guarded.config.access, clock.clone())
 }
 
+/// A service, and its keys by a clock that stands still at the second that is answered too.
+async fn with_clock() -> (Guarded, Time, Clock, KeyBook) {
+    let guarded = Guarded::start().await;
+    let start = Time::from_millis(now() * 1_000);
+    let clock = Clock::manual(start);
+    let book = book_by(&guarded, &clock);
+    (guarded, start, clock, book)
+}
+
 /// Why a key is refused, by who has known it and by who reads it now; `None` where it works.
 async fn refused(guarded: &Guarded, clock: &Clock, known_by: &KeyBook, key: &KeyText) -> [Option<String>; 2] {
     let why = async |book: &KeyBook| book.verify(key).await.err().map(|error| error.code().to_owned());
@@ -164,10 +173,7 @@ async fn a_rotated_key_works_beside_its_successor_until_the_overlap_is_over() {
 
 #[tokio::test]
 async fn a_key_that_was_made_for_a_while_works_until_then_and_no_longer() {
-    let guarded = Guarded::start().await;
-    let made = Time::from_millis(now() * 1_000);
-    let clock = Clock::manual(made);
-    let book = book_by(&guarded, &clock);
+    let (guarded, made, clock, book) = with_clock().await;
     let ttl = Duration::from_secs(60);
     let scopes = [Scope::Publish].into_iter().collect();
     let order = NewKey { name: "shop".to_owned(), producer: None, scopes, ttl: Some(ttl) };
@@ -187,10 +193,7 @@ async fn a_key_that_was_made_for_a_while_works_until_then_and_no_longer() {
 
 #[tokio::test]
 async fn a_rotated_key_expires_when_its_overlap_is_over_and_its_successor_lives_as_long_as_it_would_have() {
-    let guarded = Guarded::start().await;
-    let made = Time::from_millis(now() * 1_000);
-    let clock = Clock::manual(made);
-    let book = book_by(&guarded, &clock);
+    let (guarded, made, clock, book) = with_clock().await;
     let (ttl, overlap) = (Duration::from_secs(3_600), Duration::from_secs(600));
     let scopes = [Scope::Publish, Scope::Read].into_iter().collect();
     let order = NewKey { name: "shop".to_owned(), producer: None, scopes, ttl: Some(ttl) };
@@ -220,10 +223,7 @@ async fn a_rotated_key_expires_when_its_overlap_is_over_and_its_successor_lives_
 
 #[tokio::test]
 async fn a_key_that_is_rotated_again_in_its_overlap_has_a_successor_with_the_whole_life() {
-    let guarded = Guarded::start().await;
-    let made = Time::from_millis(now() * 1_000);
-    let clock = Clock::manual(made);
-    let book = book_by(&guarded, &clock);
+    let (_guarded, made, clock, book) = with_clock().await;
     let scopes = [Scope::Publish].into_iter().collect();
     for ttl in [Some(Duration::from_secs(3_600)), None] {
         clock.set(made);
@@ -339,10 +339,8 @@ async fn who_was_refused_once_costs_no_read_however_old_the_answer_is() {
 
 #[tokio::test]
 async fn the_last_use_is_noted_once_in_a_while() {
-    let guarded = Guarded::start().await;
-    let start = Time::from_millis(now() * 1_000);
-    let clock = Clock::manual(start);
-    let (book, store) = (book_by(&guarded, &clock), &guarded.service.running.backends.store);
+    let (guarded, start, clock, book) = with_clock().await;
+    let store = &guarded.service.running.backends.store;
     let (key, other) = (guarded.key("shop", &[Scope::Publish]).await, guarded.key("other", &[Scope::Publish]).await);
     let last_used = async |key: KeyText| store.find_key(key.id).await.expect("read").expect("there").last_used;
     for _ in 0..50 {
