@@ -31,9 +31,11 @@ impl Withdrawn {
         }
     }
 
-    /// From when on `post_id` is hidden, if it is withdrawn.
-    pub fn hidden_from(&self, post_id: PostId) -> Option<Time> {
-        self.0.get(&post_id).map(|w| w.hidden_from)
+    /// From when on a row of `post_id` is hidden that was written at `version`. A row as new as the withdrawal says so
+    /// itself, and a newer one may say otherwise: who still knows of an older edit only (another node for a while, or all
+    /// of them where an editor died) must not hide by it what the newer one shows, since nothing bumps when it is forgotten.
+    pub fn hidden_from(&self, post_id: PostId, version: u32) -> Option<Time> {
+        self.0.get(&post_id).filter(|w| w.version > version).map(|w| w.hidden_from)
     }
 
     /// All of them.
@@ -95,7 +97,7 @@ impl View {
         }
         let life = row.post_id.time().after(self.ttl);
         let expiry = row.expires_at.unwrap_or(Time::MAX);
-        let withdrawn = self.withdrawn.hidden_from(row.post_id).unwrap_or(Time::MAX);
+        let withdrawn = self.withdrawn.hidden_from(row.post_id, row.version).unwrap_or(Time::MAX);
         life.min(expiry).min(withdrawn)
     }
 
@@ -143,6 +145,17 @@ mod tests {
         assert!(!view.shows(&row(None)), "an older fan-out does not settle it");
         view.withdrawn.settle(row(None).post_id, 2);
         assert!(view.shows(&row(None)));
+    }
+
+    #[test]
+    fn an_older_edit_hides_no_row_of_a_newer_one() {
+        let now = Time::from_millis(2_000);
+        let mut view = View { now, ttl: Duration::from_secs(10), withdrawn: Withdrawn::default() };
+        let at = |version| Row { version, ..row(None) };
+        view.withdrawn.insert(Withdrawal { post_id: row(None).post_id, version: 2, hidden_from: now });
+        assert!(!view.shows(&at(1)), "its row does not say so yet");
+        assert!(view.shows(&at(2)), "its own row says all there is");
+        assert!(view.shows(&at(3)), "the third version took the expiry back");
     }
 
     #[test]

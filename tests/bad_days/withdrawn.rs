@@ -4,9 +4,11 @@
 use std::time::{Duration, Instant};
 
 use fanfold::clock::Clock;
+use serde_json::json;
 
 use crate::skew::{HOUR, retract};
 use crate::support::Service;
+use crate::support::servers::cql;
 
 /// What is promised.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -69,4 +71,36 @@ async fn a_retract_is_invisible_within_a_second_on_every_node_whatever_the_clock
             tokio::join!(one, other);
         }
     }
+}
+
+/// An edit brings the expiry forward, the next takes that back. Who still knows of the first one only must not go by it:
+/// its reader would be told that the post is gone, and nothing bumps when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_edit_that_is_still_known_hides_nothing_of_a_newer_one() {
+    let Some(mut service) = Service::on_cluster(|_| {}).await else { return };
+    let kept = service.publish("Kept", &["ben"]).await;
+    let markers = [service.publish("First look", &["ben"]).await, service.publish("Second look", &["ben"]).await];
+    let soon = Clock::system().now().after(HOUR).to_string();
+    for expires_at in [json!(soon), json!(null)] {
+        let ask = service.ask("PATCH", &format!("/v1/posts/{kept}")).header("if-match", "*");
+        let reply = ask.json(json!({"expires_at": expires_at})).send().await;
+        assert_eq!(reply.status, 202, "{reply:?}");
+    }
+    service.fanned_out(&kept).await;
+    service.stop_workers().await;
+    let reader = service.beside(Clock::system()).await;
+    assert!(shows(&reader, "Kept").await);
+
+    // The first edit's withdrawal, as its editor wrote it, its expiry over by now; that of the second is settled.
+    let minute = Clock::system().now().micros() / 60_000_000;
+    let table = format!("{}.retracts", service.config().scylla.keyspace);
+    let withdrawn =
+        format!("INSERT INTO {table} (minute, post_id, version, hidden_from) VALUES ({minute}, {kept}, 2, 1)");
+    cql().await.query_unpaged(withdrawn, ()).await.expect("written");
+    // When what is retracted after it is gone, and then the next, the reader has looked at all that was there before.
+    for (id, title) in markers.iter().zip(["First look", "Second look"]) {
+        retract(&service, id).await;
+        vanishes_in_time(&reader, Instant::now(), title, "a later withdrawal").await;
+    }
+    assert!(shows(&reader, "Kept").await, "its row is of the third version");
 }
