@@ -156,7 +156,7 @@ impl Marker {
             // A thousand items are some milliseconds of reads: let others in between.
             tokio::task::coop::consume_budget().await;
             let states = self.store.chunk_states(post.id, 0..post.chunk_count()).await?;
-            if states.iter().any(|state| state.done.is_some_and(|done| done.fence > fence.seq)) {
+            if states.iter().any(|state| state.done.is_some_and(|done| done.is_after(fence.seq))) {
                 return Err(Error::resync("fence"));
             }
             if states.iter().any(|state| state.done.is_none()) {

@@ -159,8 +159,7 @@ pub async fn discard(store: &Store, id: PostId, no: u32) -> Result<()> {
             "some of its viewers have the post already, and would never hear of its changes: redrive the chunk";
         return Err(Error::invalid("invalid_value", &format!("{id}/{no}"), detail));
     }
-    let fence = store.newest_fence().await?.map_or(0, |(fence, _)| fence.seq);
-    store.chunk_done(id, no, Done { version: post.version, fence }, false).await?;
+    store.chunk_done(id, no, Done::given_up(post.version), false).await?;
     store.park_chunk(id, no, None).await
 }
 

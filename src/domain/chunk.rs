@@ -26,6 +26,19 @@ pub struct Done {
 }
 
 impl Done {
+    /// In place of a fence: nothing was bumped and nothing is to be, whatever becomes of the records.
+    const GIVEN_UP: u32 = u32::MAX;
+
+    /// A chunk whose viewers do not get `version`. It stays so under every fence.
+    pub fn given_up(version: u32) -> Self {
+        Self { version, fence: Self::GIVEN_UP }
+    }
+
+    /// Whether its bumps went to records of a later fence than the one numbered `fence`.
+    pub fn is_after(self, fence: u32) -> bool {
+        self.fence > fence && self.fence != Self::GIVEN_UP
+    }
+
     /// One integer for the store: `version << 32 | fence`; its order is the order of [`Done`].
     pub fn pack(self) -> u64 {
         u64::from(self.version) << 32 | u64::from(self.fence)
@@ -51,7 +64,7 @@ pub struct ChunkState {
 impl ChunkState {
     /// Whether nothing is left to do for `version` under the fence numbered `fence`.
     pub fn is_done(&self, version: u32, fence: u32) -> bool {
-        self.done.is_some_and(|done| done.version >= version && done.fence == fence)
+        self.done.is_some_and(|done| done.version >= version && (done.fence == fence || done.fence == Done::GIVEN_UP))
     }
 
     /// Whether the rows of `version` or a later one are all there.
