@@ -1,12 +1,77 @@
-//! A bound that can be moved while it is in use.
+//! How many rows of fan-out may be under way: bounds that can be moved while they are in use.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::lock;
+use crate::domain::Task;
 use crate::error::{Error, Result};
+
+/// The part of the rows under way that chunks of few rows have beside all others.
+const FEW_SHARE: usize = 8;
+/// The part of them that is left to large chunks while there are small ones. A store that is busy answers in the order in
+/// which it was asked, so what a small post waits for, at each of its requests, are the rows that are under way.
+const BESIDE_FEW_SHARE: usize = 4;
+/// How long after a chunk of few rows there may be another.
+const FEW_LAST: Duration = Duration::from_secs(1);
+
+/// The ways for rows: one for chunks of more than a few ([`Task::VIEWERS_A_PART`]), one for smaller ones, which wait for each
+/// other and not behind thousands of rows of large chunks.
+#[derive(Debug)]
+pub struct RowGates {
+    many: Gate,
+    few: Gate,
+    /// What rows of large chunks pass before their own gate while there are small chunks.
+    beside_few: Gate,
+    /// When the last chunk of few rows came by.
+    few_at: Mutex<Option<Instant>>,
+}
+
+/// Leave for some rows to be under way, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct UnderWay {
+    _own: OwnedSemaphorePermit,
+    _beside_few: Option<OwnedSemaphorePermit>,
+}
+
+impl RowGates {
+    /// For `limit` rows of large chunks.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            many: Gate::new(limit),
+            few: Gate::new(limit / FEW_SHARE),
+            beside_few: Gate::new(limit / BESIDE_FEW_SHARE),
+            few_at: Mutex::default(),
+        }
+    }
+
+    /// Moves all bounds.
+    pub fn resize(&self, limit: usize) {
+        self.many.resize(limit);
+        self.few.resize(limit / FEW_SHARE);
+        self.beside_few.resize(limit / BESIDE_FEW_SHARE);
+    }
+
+    /// Waits until `rows` of a chunk of `viewers` may be under way.
+    pub async fn enter(&self, viewers: usize, rows: usize) -> Result<UnderWay> {
+        self.enter_at(Instant::now(), viewers, rows).await
+    }
+
+    async fn enter_at(&self, now: Instant, viewers: usize, rows: usize) -> Result<UnderWay> {
+        if viewers <= Task::VIEWERS_A_PART {
+            *lock(&self.few_at) = Some(now);
+            return Ok(UnderWay { _own: self.few.enter(rows).await?, _beside_few: None });
+        }
+        let few = lock(&self.few_at).is_some_and(|at| now.saturating_duration_since(at) < FEW_LAST);
+        // The narrow one first: who waits there keeps no place elsewhere.
+        let beside_few = if few { Some(self.beside_few.enter(rows).await?) } else { None };
+        Ok(UnderWay { _own: self.many.enter(rows).await?, _beside_few: beside_few })
+    }
+}
 
 /// So many may be inside at the same time.
 #[derive(Debug)]
@@ -53,7 +118,35 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
+
+    const MANY: usize = 500;
+
+    /// Whether ten rows of a large chunk may be under way at once.
+    fn may(gates: &RowGates, now: Instant) -> Option<UnderWay> {
+        gates.enter_at(now, MANY, 10).now_or_never().map(|entered| entered.expect("open"))
+    }
+
+    #[tokio::test]
+    async fn large_chunks_leave_room_while_there_are_small_ones() {
+        let gates = RowGates::new(80);
+        let now = Instant::now();
+        let all: Vec<_> = (0..8).map(|_| may(&gates, now).expect("nobody else is there")).collect();
+        assert!(may(&gates, now).is_none(), "80 are under way");
+        let small = gates.enter_at(now, 1, 1).now_or_never();
+        assert!(small.is_some(), "a small one does not wait for them");
+        drop(all);
+        let some: Vec<_> = (0..2).map(|_| may(&gates, now).expect("a quarter")).collect();
+        assert!(may(&gates, now + FEW_LAST / 2).is_none(), "there may be more small ones");
+        let later = now + FEW_LAST;
+        let rest: Vec<_> = (0..6).map(|_| may(&gates, later).expect("there are none any more")).collect();
+        assert!(may(&gates, later).is_none(), "80 are under way, whatever they passed");
+        drop((some, rest));
+        gates.resize(8);
+        assert!(may(&gates, later).is_some(), "more than there are is all there are");
+    }
 
     #[tokio::test]
     async fn the_bound_moves_while_places_are_taken() {

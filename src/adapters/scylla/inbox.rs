@@ -8,10 +8,9 @@ use scylla::DeserializeRow;
 use scylla::value::MaybeUnset;
 use uuid::Uuid;
 
-use super::gate::Gate;
 use super::session::corrupt as unreadable;
 use super::{IN_MAX, ScyllaStore, id_of, int, set, time_of, uint, uuid_of};
-use crate::domain::{Marks, Post, PostId, PostState, Row, Task, Time, ViewerId};
+use crate::domain::{Marks, Post, PostId, PostState, Row, Time, ViewerId};
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::ports::{RowsWritten, Window};
@@ -103,9 +102,8 @@ impl ScyllaStore {
         };
         let groups = self.group_by_replicas(viewers)?;
         let size = self.batch_rows();
-        let gate = if viewers.len() > Task::VIEWERS_A_PART { &self.shared.rows } else { &self.shared.few_rows };
         let batches = groups.iter().flat_map(|group| group.chunks(size));
-        let writes = batches.map(|batch| self.write_batch(gate, batch.iter().map(values).collect())).collect();
+        let writes = batches.map(|batch| self.write_batch(viewers.len(), batch.iter().map(values).collect())).collect();
         self.concurrently(writes).await.map(|_: Vec<()>| ())
     }
 
@@ -114,8 +112,9 @@ impl ScyllaStore {
         self.shared.batch_rows.load(Ordering::Relaxed).clamp(1, self.statements().row_batches.len())
     }
 
-    async fn write_batch(&self, gate: &Gate, rows: Vec<RowValues<'_>>) -> Result<()> {
-        let _under_way = gate.enter(rows.len()).await?;
+    /// A batch of a chunk of `viewers`.
+    async fn write_batch(&self, viewers: usize, rows: Vec<RowValues<'_>>) -> Result<()> {
+        let _under_way = self.shared.rows.enter(viewers, rows.len()).await?;
         match rows.as_slice() {
             [] => {}
             [row] => self.write(&self.statements().write_row, row).await?,

@@ -41,7 +41,7 @@ pub use migrate::{MigrateOptions, MigrationReport, ScyllaOnly, migrate};
 pub use options::{ClusterOptions, Consistency, Credentials, ScyllaOptions, TlsOptions};
 pub use store_clock::Skew;
 
-use self::gate::Gate;
+use self::gate::RowGates;
 use self::options::OUTLIVES_ROWS;
 use self::scan::{SHARDS, Scans};
 use self::session::{Profiles, Requests};
@@ -60,8 +60,6 @@ const TTL_S_MAX: u64 = 630_720_000;
 
 /// Values in an `IN`: ScyllaDB takes no more by default.
 const IN_MAX: usize = 100;
-/// The part of the rows under way that chunks of few rows have beside them.
-const FEW_ROWS_SHARE: usize = 8;
 
 /// A handle to the store, for reads on behalf of one [`Path`].
 #[derive(Clone)]
@@ -81,10 +79,8 @@ struct Shared {
     /// The last one of a pending entry.
     entry_stamp: AtomicI64,
     scans: Scans,
-    /// Rows under way, of chunks with more than a few ([`Task::VIEWERS_A_PART`]).
-    rows: Gate,
-    /// Those of smaller chunks: they wait for each other, and not behind thousands of rows of large ones.
-    few_rows: Gate,
+    /// Rows of fan-out under way.
+    rows: RowGates,
     /// Rows of one replica set in a batch, as tuned.
     batch_rows: AtomicUsize,
     withdrawals: Mutex<withdrawals::Seen>,
@@ -115,8 +111,7 @@ impl ScyllaStore {
             reads: Arc::new(Reads::default()),
             withdrawals: Mutex::new(withdrawals::Seen::from(&scans)),
             scans,
-            rows: Gate::new(options.rows_in_flight_max),
-            few_rows: Gate::new(options.rows_in_flight_max / FEW_ROWS_SHARE),
+            rows: RowGates::new(options.rows_in_flight_max),
             batch_rows: AtomicUsize::new(options.batch_rows_max),
             stamp: AtomicI64::new(0),
             entry_stamp: AtomicI64::new(0),
@@ -138,7 +133,6 @@ impl ScyllaStore {
     /// Changes how rows are written, from the next batch on.
     pub fn tune(&self, rows_in_flight: u32, batch_rows: u32) {
         self.shared.rows.resize(rows_in_flight as usize);
-        self.shared.few_rows.resize(rows_in_flight as usize / FEW_ROWS_SHARE);
         self.shared.batch_rows.store(batch_rows as usize, Ordering::Relaxed);
     }
 
