@@ -124,6 +124,29 @@ async fn finishing_late_undoes_no_later_mark() {
     assert_eq!(archived(&opened.store, &ben, &ids[1..]).await, 2);
 }
 
+/// Its intent is noted, its rows are not, and its clock was five seconds ahead: what others have marked since is newer.
+#[tokio::test]
+async fn an_intent_of_a_node_that_is_ahead_undoes_no_later_mark() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (other, _) = opened.other().await;
+    let ben = viewer("ben");
+    let ids = rows_for(&opened.store, &ben, 2).await;
+    {
+        let order = MarkOrder { now: START.after(Duration::from_secs(5)), ..archive(&ben, &ids, true) };
+        let marking = pin!(opened.store.mark(&order));
+        let ended = run_until(marking, async || !intents_of(&other, &ben).await.is_empty()).await;
+        assert!(ended.is_none(), "the intent comes before the rows");
+    }
+    assert_eq!(archived(&other, &ben, &ids).await, 0);
+    let left = intents_of(&other, &ben).await;
+    for value in [true, false] {
+        other.mark(&archive(&ben, &ids[..1], value)).await.expect("marked");
+    }
+    other.finish_intent(&left[0]).await.expect("finished");
+    assert_eq!(archived(&other, &ben, &ids[..1]).await, 0, "it was taken back since");
+    assert_eq!(archived(&other, &ben, &ids[1..]).await, 1, "and of this one nobody has said otherwise");
+}
+
 async fn session(points: &[String]) -> Session {
     SessionBuilder::new().known_nodes(points).build().await.expect("connected")
 }

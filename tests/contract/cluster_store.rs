@@ -328,6 +328,24 @@ async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
     let post = post_at(START, 1);
     slow.create_post(&post, &[Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
     assert_eq!(pending_of(&relay, post.id).await, [], "before the low-water mark");
+/// The store's clock was an hour ahead for one answer: what is written after the next one lies where everybody looks.
+#[tokio::test]
+async fn one_wrong_answer_of_the_stores_clock_decides_nothing_later() {
+    let Some(opened) = OpenStore::new().await else { return };
+    let (ahead, after) = (post_at(START, 1), post_at(START, 1));
+    let chunks = [Chunk { no: 0, viewers: [viewer("ben")].into() }];
+    opened.clock.set(START.after(Duration::from_secs(3_600)));
+    opened.store.create_post(&ahead, &chunks).await.expect("created");
+    opened.clock.set(START);
+    for _ in 0..2 {
+        opened.store.create_post(&after, &chunks).await.expect("created");
+    }
+    let (other, _) = opened.other().await;
+    let entries = pending_of(&other, after.id).await;
+    assert!(!entries.is_empty(), "the relay finds it");
+    assert!(entries.iter().all(|entry| entry.since.since(START) < Duration::from_secs(1)), "{entries:?}");
+}
+
     clock.set(START.after(DAY));
     assert_eq!(pending_of(&relay, post.id).await.len(), 1);
     let restarted = connect(&points, &name, &clock).await;

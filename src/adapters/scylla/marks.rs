@@ -87,12 +87,15 @@ impl ScyllaStore {
         let mut marked = Marked { rows: Vec::with_capacity(known.len()), changed: Vec::new(), intent: None };
         let value = if order.value { order.now.micros() } else { 0 };
         let mut marking = Marking { viewer: order.viewer, value, cells: Vec::new() };
+        // By the clock that all nodes have in common. By their own, an intent of a node that is ahead, whose rows were never
+        // written, would undo what another has marked since, once a relay finishes it.
+        let stamp = self.store_time().await?.micros();
         for id in order.post_ids {
             let Some((row, written)) = known.get_mut(id).filter(|_| self.row_ttl(*id).is_some()) else { continue };
             let after = row.marks.with(order.mark, order.value, order.now);
             if after != row.marks {
-                // Later than what was read, so that this mark wins over an earlier one by a fast clock.
-                *written = order.now.micros().max(written.saturating_add(1));
+                // Later than what was read: the store's nodes do not agree to the microsecond either.
+                *written = stamp.max(written.saturating_add(1));
                 marking.cells.push((uuid_of(*id), *written, changed(row.marks, after)));
                 row.marks = after;
                 marked.changed.push(*id);

@@ -60,6 +60,8 @@ const TTL_S_MAX: u64 = 630_720_000;
 
 /// Values in an `IN`: ScyllaDB takes no more by default.
 const IN_MAX: usize = 100;
+/// The store's clock is not taken back further than this: a stamp that is more ahead of it came from a wrong answer.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 /// A handle to the store, for reads on behalf of one [`Path`].
 #[derive(Clone)]
@@ -164,9 +166,16 @@ impl ScyllaStore {
     }
 
     /// The same for a pending entry, by the store's clock: it lies in the minute in which all others look for it, whatever
-    /// the clock of this machine says.
+    /// the clock of this machine says. What one wrong answer of the store's has drawn binds nobody: the next entries would
+    /// lie in minutes in which nobody looks yet, until those have come.
     async fn entry_stamp(&self) -> Result<Time> {
-        Ok(later(&self.shared.entry_stamp, self.store_time().await?))
+        let now = self.store_time().await?;
+        let last = self.shared.entry_stamp.load(Ordering::Relaxed);
+        if Time::from_micros(last).since(now) > AHEAD_MAX {
+            // Whoever has drawn one meanwhile has done the same.
+            let _ = self.shared.entry_stamp.compare_exchange(last, now.micros(), Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Ok(later(&self.shared.entry_stamp, now))
     }
 
     async fn select<R>(&self, statement: &PreparedStatement, values: impl SerializeRow) -> Result<Vec<R>>
