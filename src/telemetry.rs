@@ -152,6 +152,16 @@ fn describe() {
         Unit::Count,
         "Connections closed because their address had as many as it may"
     );
+    describe_gauge!(
+        "fanfold_bodies_bytes",
+        Unit::Bytes,
+        "Bodies of requests in memory, at most http.bodies_bytes_max; what they were parsed into apart"
+    );
+    describe_counter!(
+        "fanfold_bodies_refused_total",
+        Unit::Count,
+        "Requests refused because the bodies of others filled http.bodies_bytes_max"
+    );
     describe_counter!(
         "fanfold_jwks_reloads_total",
         Unit::Count,

@@ -16,6 +16,10 @@ use tokio::task::JoinHandle;
 const TIMEOUT_MS: u64 = 1_000;
 /// Bad clients of a kind at the same time.
 const CLIENTS: usize = 100;
+/// What each has to say that sends a body and does not end it.
+const ENDLESS_BYTES: usize = 1 << 20;
+/// How many of those there is room for.
+const ENDLESS_HELD: usize = 8;
 /// Those that do not read: fewer, since each has the kernel keep some MB of answers.
 const DEAF: usize = 20;
 
@@ -128,6 +132,54 @@ async fn slow_clients_are_cut_and_others_are_served() {
     assert!(timeouts >= CLIENTS, "slow bodies are told why: {timeouts}");
     assert!(begun.elapsed() < Duration::from_millis(TIMEOUT_MS * 20), "{:?}", begun.elapsed());
     was_served(good, &stop, &format!("{} slow clients", 4 * CLIENTS)).await;
+    service.stop().await;
+}
+
+/// The most memory that a process has had, in bytes.
+fn peak_bytes(service: &Service) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("readable");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    peak.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1_024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_do_not_end_take_no_more_memory_than_they_may() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (each, all) = (ENDLESS_BYTES.to_string(), (ENDLESS_HELD * ENDLESS_BYTES).to_string());
+    let limits = [
+        ("FANFOLD_HTTP__REQUEST_BODY_BYTES_MAX", each.as_str()),
+        ("FANFOLD_HTTP__BATCH_BODY_BYTES_MAX", each.as_str()),
+        ("FANFOLD_HTTP__BODIES_BYTES_MAX", all.as_str()),
+        // All of them have sent all that they send before the first is cut.
+        ("FANFOLD_HTTP__BODY_READ_TIMEOUT_MS", "10000"),
+    ];
+    let service = start(&dir, &limits).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let good = tokio::spawn(good_client(service.url(), Arc::clone(&stop)));
+    let head = "POST /v1/posts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ";
+    let endless = Arc::new(format!("{head}{ENDLESS_BYTES}\r\n\r\n{}", " ".repeat(ENDLESS_BYTES - 1)));
+    let before = peak_bytes(&service);
+    let mut bad = Vec::new();
+    for _ in 0..CLIENTS {
+        let (stream, endless) = (connect(&service).await, Arc::clone(&endless));
+        bad.push(tokio::spawn(async move { misbehave(stream, &endless, b"").await }));
+    }
+    let (mut refused, mut held) = (0, 0);
+    for client in bad {
+        let told = client.await.expect("cut in time");
+        if told.starts_with("HTTP/1.1 503") {
+            assert!(told.contains("\"overloaded\"") && told.contains("retry-after: "), "{told}");
+            refused += 1;
+        } else {
+            assert!(told.starts_with("HTTP/1.1 408"), "{told}");
+            held += 1;
+        }
+    }
+    assert!((1..=ENDLESS_HELD).contains(&held), "{held} were held, {refused} refused");
+    let grown = peak_bytes(&service).saturating_sub(before);
+    println!("{held} bodies were held, {refused} refused; memory grew by {grown} bytes");
+    assert!(grown < CLIENTS * ENDLESS_BYTES / 2, "{grown} bytes");
+    was_served(good, &stop, &format!("{CLIENTS} bodies that do not end")).await;
     service.stop().await;
 }
 

@@ -263,8 +263,11 @@ fn set(settings: &mut Table, key: &str, rule: Rule, value: Value, origin: &str) 
 
 /// The checks that need more than one value.
 fn check_together(config: &Config) -> Result<()> {
-    let Config { publish, inbox, poll, relay, store, .. } = config;
+    let Config { http, publish, inbox, poll, relay, store, .. } = config;
     check_access(config)?;
+    let bodies = ("http.bodies_bytes_max", http.bodies_bytes_max);
+    at_most(("http.request_body_bytes_max", http.request_body_bytes_max), bodies)?;
+    at_most(("http.batch_body_bytes_max", http.batch_body_bytes_max), bodies)?;
     at_most(("inbox.page_default", inbox.page_default.into()), ("inbox.page_max", inbox.page_max.into()))?;
     at_most(("inbox.page_max", inbox.page_max.into()), ("inbox.items_max", inbox.items_max.into()))?;
     at_most(("poll.interval_s", poll.interval_s.into()), ("poll.interval_s_max", poll.interval_s_max.into()))?;

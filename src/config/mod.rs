@@ -57,6 +57,7 @@ pub struct Http {
     pub headers_bytes_max: u32,
     pub request_body_bytes_max: u64,
     pub batch_body_bytes_max: u64,
+    pub bodies_bytes_max: u64,
     pub wait_s_max: u32,
     pub shutdown_grace_s: u32,
 }

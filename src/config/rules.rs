@@ -53,6 +53,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("http.headers_bytes_max", whole(8 * KIB, MIB)),
     ("http.request_body_bytes_max", whole(KIB, GIB)),
     ("http.batch_body_bytes_max", whole(KIB, GIB)),
+    ("http.bodies_bytes_max", whole(KIB, TIB)),
     ("http.wait_s_max", whole(0, 300)),
     ("http.shutdown_grace_s", whole(0, 600)),
     ("publish.audience_max", whole(1, 1_000_000)),

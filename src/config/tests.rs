@@ -180,7 +180,10 @@ fn files_that_cannot_be_used_are_told_apart() {
 #[test]
 fn values_that_do_not_go_together_are_refused() {
     // Nothing but the first key differs from the defaults unless it says so.
+    let bodies = |max: &'static str| Some(("http.bodies_bytes_max", max));
     for (key, value, also, other) in [
+        ("http.request_body_bytes_max", "2001", bodies("2000"), "http.bodies_bytes_max (2000)"),
+        ("http.batch_body_bytes_max", "67108864", bodies("2097152"), "http.bodies_bytes_max (2097152)"),
         ("inbox.page_default", "101", None, "inbox.page_max (100)"),
         ("inbox.page_max", "1000", Some(("inbox.items_max", "999")), "inbox.items_max (999)"),
         ("poll.interval_s", "121", None, "poll.interval_s_max (120)"),

@@ -116,7 +116,8 @@ pub(super) async fn publish(State(app): State<App>, Json { head, body }: Json<Ba
         match publish_one(app, caller, &raw).await {
             Ok(post) => ResultBody { status: StatusCode::ACCEPTED.as_u16(), post: Some(post), problem: None },
             Err(error) => {
-                let problem = ProblemBody::new(&placed(error, at), request_id);
+                // With its own time to come again: the answer is a 200 and has no Retry-After.
+                let problem = ProblemBody::timed(&placed(error, at), request_id, app.pacer());
                 ResultBody { status: problem.status(), post: None, problem: Some(problem) }
             }
         }

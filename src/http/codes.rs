@@ -110,6 +110,7 @@ pub const CODES: &[Code] = &[
     code("internal", 500, "Internal error", "A bug or a broken machine; the log has it under request_id."),
     code("store_corrupt", 500, "Store corrupt", "The store has bytes that this release cannot read."),
     code("not_ready", 503, "Not ready", "A dependency cannot be used now."),
+    code("overloaded", 503, "Overloaded", "The bodies of other requests fill http.bodies_bytes_max; see Retry-After."),
     code("revisions_unavailable", 503, "Revisions unavailable", "The revisions cannot be used now; pages still work."),
     code("store_unavailable", 503, "Store unavailable", "The database cannot be used now; try again later."),
     code("store_failed", 503, "Store unavailable", "The store cannot be used now; try again after Retry-After."),

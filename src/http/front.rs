@@ -159,11 +159,8 @@ impl Front {
 
     /// Gives an error its body and the headers that go with its kind.
     fn tell(&self, response: &mut Response<Body>, error: &Error, request_id: &RequestId, inbox: Option<HeaderValue>) {
-        ProblemBody::new(error, request_id.as_str()).fill(response);
+        ProblemBody::timed(error, request_id.as_str(), self.app.pacer()).fill(response);
         let headers = response.headers_mut();
-        if matches!(error.kind(), Kind::Unavailable | Kind::Resync | Kind::Limited) {
-            headers.insert(header::RETRY_AFTER, self.app.pacer().retry_after(error.retry_after()));
-        }
         if let Some(challenge) = access::challenge(error) {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }

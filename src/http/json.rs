@@ -1,21 +1,23 @@
 //! JSON bodies: read within a limit and a time, parsed strictly, every fault told with its place.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody as _};
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequest, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response, StatusCode, header};
-use bytes::BytesMut;
 use http_body_util::BodyExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::App;
 use super::access;
+use super::bodies::Share;
 use super::params::shortened;
 use super::problem::Problem;
 use super::routes::Route;
+use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 
 /// Fields that the interface has a place for and this release does not serve yet.
@@ -26,6 +28,10 @@ const PARSE_HERE_BYTES_MAX: usize = 32 * 1024;
 /// How much of a body that is refused is read at least, and dropped; twice its limit where that is more. A client that
 /// reads no answer before it has sent everything would otherwise find its connection reset, and the answer gone.
 const DROPPED_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// For [`Input::bytes_needed`]: what a body has beside its lists, such as braces, names, a token and blanks.
+pub(super) const BESIDE_LISTS_BYTES: u64 = 1_024;
+/// For [`Input::bytes_needed`]: enough for a few short fields.
+pub(super) const FEW_FIELDS_BYTES: u64 = 16 * 1_024;
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
@@ -35,6 +41,17 @@ pub(super) trait Input: DeserializeOwned + Send + 'static {
     const BATCH: bool = false;
     /// It is a JSON merge patch.
     const PATCH: bool = false;
+
+    /// What suffices for any body that keeps to the other limits, in whatever way it is written. Where that is less than
+    /// the limit of all bodies, it is the limit: who needs little has no use for megabytes but to fill memory.
+    fn bytes_needed(_config: &Config) -> u64 {
+        u64::MAX
+    }
+}
+
+/// The JSON text of a string of so many bytes, each of which may be written as `\u0061`.
+pub(super) const fn escaped(bytes: u64) -> u64 {
+    6 * bytes
 }
 
 /// A request with its body parsed.
@@ -50,22 +67,27 @@ impl<T: Input> FromRequest<App> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         check_type(&head.headers, T::PATCH)?;
         let http = &app.config.http;
         let bytes_max = if T::BATCH { http.batch_body_bytes_max } else { http.request_body_bytes_max };
+        let bytes_max = bytes_max.min(T::bytes_needed(&app.config));
         let time = Duration::from_millis(http.body_read_timeout_ms);
-        let bytes = tokio::time::timeout(time, read(app, &head.headers, body, bytes_max)).await.map_err(|_| {
+        let reading = tokio::time::timeout(time, read(app, &head.headers, body, bytes_max));
+        let (bytes, share) = reading.await.map_err(|_| {
             Error::invalid("body_timeout", "body", format!("must arrive within {} ms", time.as_millis()))
         })??;
         // Who was let in by the head may have been shut out while the body came.
         access::still_admits(app, Route::of(head.uri.path()), &head).await?;
-        let body = if bytes.len() <= PARSE_HERE_BYTES_MAX {
-            parse(&bytes)?
+        let (body, share) = if bytes.len() <= PARSE_HERE_BYTES_MAX {
+            (parse(&bytes)?, share)
         } else {
-            let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+            // The share goes along: also when the client hangs up meanwhile, the bytes are there until this is done.
+            let parsed = tokio::task::spawn_blocking(move || parse(&bytes).map(|body| (body, share))).await;
             parsed.map_err(|e| Error::internal("a body could not be parsed").with_source(e))??
         };
+        // Handlers keep the head until they answer, and with it the share.
+        head.extensions.insert(Arc::new(share));
         Ok(Self { head, body })
     }
 }
@@ -81,7 +103,7 @@ fn check_type(headers: &HeaderMap, patch: bool) -> Result<()> {
     Err(Error::invalid("unsupported_media_type", "Content-Type", detail))
 }
 
-async fn read(app: &App, headers: &HeaderMap, mut body: Body, bytes_max: u64) -> Result<Bytes> {
+async fn read(app: &App, headers: &HeaderMap, mut body: Body, bytes_max: u64) -> Result<(Vec<u8>, Share)> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let too_large = |size: u64| {
         let detail = format!("must have at most {bytes_max} bytes, has {size} or more");
@@ -94,7 +116,8 @@ async fn read(app: &App, headers: &HeaderMap, mut body: Body, bytes_max: u64) ->
         }
         return Err(too_large(size));
     }
-    let mut bytes = BytesMut::new();
+    let most = announced.unwrap_or(bytes_max);
+    let (mut bytes, mut share) = (Vec::<u8>::new(), app.bodies().share());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| {
             Error::new(Kind::Malformed, "body_incomplete", "the body broke off").with_field("body").with_source(e)
@@ -105,9 +128,19 @@ async fn read(app: &App, headers: &HeaderMap, mut body: Body, bytes_max: u64) ->
             drop_rest(app, body, bytes_max);
             return Err(too_large(size));
         }
+        let room = bytes.capacity() as u64;
+        if size > room {
+            // Twice as much each time, so that few bytes are moved often; no more than can come, since all of it counts.
+            let room = size.max(most.min(2 * room));
+            if let Err(error) = share.hold(room) {
+                drop_rest(app, body, bytes_max);
+                return Err(error);
+            }
+            bytes.reserve_exact(room as usize - bytes.len());
+        }
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes.freeze())
+    Ok((bytes, share))
 }
 
 /// Reads what is left of a refused body beside the answer, and drops it: within bounds, and no longer than a body may take

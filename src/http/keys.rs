@@ -10,11 +10,12 @@ use utoipa::ToSchema;
 use super::App;
 use super::access;
 use super::dto::Stamp;
-use super::json::{self, Input, Json};
+use super::json::{self, FEW_FIELDS_BYTES, Input, Json};
 use super::openapi::{BODY, QUERY, READ, WRITE, problems};
 use super::params;
 use super::problem::Answer;
 use crate::access::{IssuedKey, NewKey, audit, parse_scopes};
+use crate::config::Config;
 use crate::domain::{ProducerKey, Scope, Time};
 use crate::error::Error;
 use crate::publish::uninterrupted;
@@ -41,7 +42,11 @@ pub(super) struct CreateInput {
     ttl_seconds: Option<u64>,
 }
 
-impl Input for CreateInput {}
+impl Input for CreateInput {
+    fn bytes_needed(_: &Config) -> u64 {
+        FEW_FIELDS_BYTES
+    }
+}
 
 /// How to rotate a key.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -53,7 +58,11 @@ pub(super) struct RotateInput {
     overlap_seconds: Option<u64>,
 }
 
-impl Input for RotateInput {}
+impl Input for RotateInput {
+    fn bytes_needed(_: &Config) -> u64 {
+        FEW_FIELDS_BYTES
+    }
+}
 
 /// A key, without its secret.
 #[derive(Debug, Serialize, ToSchema)]
@@ -195,7 +204,8 @@ pub(super) async fn revoke(State(app): State<App>, request: Request) -> Answer {
 #[schema(as = Rotation)]
 struct RotationBody {
     key: IssuedBody,
-    /// The old one, with the end that it has now.
+    /// The old one, with the end that it has now. If it is `live` without the end that was asked for, the store may not
+    /// have taken that: revoke it.
     replaced: KeyBody,
 }
 

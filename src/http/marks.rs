@@ -8,13 +8,19 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::dto::{CountBody, Id, ItemBody, counts};
-use super::json::{self, Input, Json};
+use super::json::{self, BESIDE_LISTS_BYTES, Input, Json, escaped};
 use super::openapi::{BODY, QUERY, WRITE, problems};
 use super::params;
 use super::problem::Answer;
+use crate::config::Config;
 use crate::domain::{PostId, Token};
 use crate::error::{Error, Result};
 use crate::marks::Target;
+
+/// The longest way to write a post's id: after `urn:uuid:`.
+const POST_ID_BYTES: u64 = 45;
+/// Quotes, comma, line break and indent of an id in a list.
+const BESIDE_ID_BYTES: u64 = 32;
 
 /// A mark was set or cleared.
 #[derive(Debug, Serialize, ToSchema)]
@@ -118,7 +124,11 @@ fn yes() -> bool {
     true
 }
 
-impl Input for MarksInput {}
+impl Input for MarksInput {
+    fn bytes_needed(config: &Config) -> u64 {
+        BESIDE_LISTS_BYTES + u64::from(config.inbox.marks_max) * (escaped(POST_ID_BYTES) + BESIDE_ID_BYTES)
+    }
+}
 
 /// Marks were set or cleared.
 #[derive(Debug, Serialize, ToSchema)]

@@ -8,6 +8,7 @@ pub mod codes;
 mod accept;
 mod access;
 mod batch;
+mod bodies;
 mod changes;
 mod cors;
 mod crowd;
@@ -49,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::bodies::Bodies;
 use self::pacer::Pacer;
 use self::problem::Answer;
 use crate::access::Access;
@@ -92,6 +94,7 @@ pub struct App(Arc<Inner>);
 struct Inner {
     parts: Parts,
     pacer: Pacer,
+    bodies: Bodies,
     /// Cancelled at shutdown: waiting requests are answered at once.
     stopping: CancellationToken,
     openapi: Bytes,
@@ -109,13 +112,18 @@ impl App {
     /// An application that is not served yet.
     pub fn new(parts: Parts) -> Self {
         let pacer = Pacer::new(&parts.config.poll);
+        let bodies = Bodies::new(parts.config.http.bodies_bytes_max);
         // A document of plain strings, lists and maps always serializes.
         let openapi = serde_json::to_vec(&document()).unwrap_or_default().into();
-        Self(Arc::new(Inner { parts, pacer, stopping: CancellationToken::new(), openapi }))
+        Self(Arc::new(Inner { parts, pacer, bodies, stopping: CancellationToken::new(), openapi }))
     }
 
     fn pacer(&self) -> &Pacer {
         &self.0.pacer
+    }
+
+    fn bodies(&self) -> &Bodies {
+        &self.0.bodies
     }
 
     fn stopping(&self) -> &CancellationToken {

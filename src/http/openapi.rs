@@ -30,6 +30,7 @@ pub(super) const BODY: &[&str] = &[
     "invalid_value",
     "malformed_json",
     "missing_field",
+    "overloaded",
     "unknown_field",
     "unsupported_field",
     "unsupported_media_type",

@@ -75,6 +75,7 @@ problems!(MetricsProblems: QUERY, &[]);
 pub(super) async fn metrics(State(app): State<App>, request: Request) -> Answer {
     let [] = params::query(request.uri().query(), [])?;
     refresh(&app.backends).await;
+    gauge!("fanfold_bodies_bytes").set(app.bodies().held() as f64);
     let mut response = Response::new(Body::from(app.metrics.render()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
     Ok(response)

@@ -99,13 +99,13 @@ impl Pacer {
         self.values[usize::try_from(seconds).unwrap_or(usize::MAX).min(self.values.len() - 1)].clone()
     }
 
-    /// When a client whose copy or request is lost may come back: spread over a third of the interval, so that those
-    /// who lost theirs together do not come together.
-    pub(super) fn retry_after(&self, least: Option<Duration>) -> HeaderValue {
+    /// In how many seconds a client whose copy or request is lost may come back: spread over a third of the interval, so
+    /// that those who lost theirs together do not come together.
+    pub(super) fn retry_after(&self, least: Option<Duration>) -> u64 {
         let spread = (self.centre_ms() / 3_000).max(2);
         let least = least.map_or(0, |least| least.as_secs().saturating_add(u64::from(least.subsec_nanos() > 0)));
         // A debt may take longer to pay off than there is time.
-        HeaderValue::from(least.saturating_add(1 + u64::from(rand::random::<u32>()) % spread))
+        least.saturating_add(1 + u64::from(rand::random::<u32>()) % spread)
     }
 
     /// The interval without jitter: from the usual at `high` requests in flight to the longest at twice as many.
@@ -162,15 +162,10 @@ mod tests {
         assert!(pacer.wait_for_fanout(2).is_some());
     }
 
-    /// What `Retry-After` says, as a number.
-    fn told(pacer: &Pacer, least: Option<Duration>) -> u64 {
-        pacer.retry_after(least).to_str().expect("digits").parse().expect("a number")
-    }
-
     #[test]
     fn who_is_sent_away_together_does_not_come_back_together() {
         let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
-        let told: BTreeSet<u64> = (0..100).map(|_| told(&pacer, Some(Duration::from_secs(3)))).collect();
+        let told: BTreeSet<u64> = (0..100).map(|_| pacer.retry_after(Some(Duration::from_secs(3)))).collect();
         assert!(told.len() > 1, "all at once, after {told:?}");
         assert!(told.iter().all(|seconds| (4..=6).contains(seconds)), "too early, or much too late: {told:?}");
     }
@@ -178,7 +173,7 @@ mod tests {
     #[test]
     fn however_long_it_takes_it_can_be_told() {
         let pacer = Pacer::new(&Poll { interval_s: 10, interval_s_max: 100, requests_in_flight_high: 4 });
-        let after = |least| told(&pacer, least);
+        let after = |least| pacer.retry_after(least);
         assert!((1..=3).contains(&after(None)), "{}", after(None));
         assert!((4..=7).contains(&after(Some(Duration::from_millis(3_001)))));
         assert_eq!(after(Some(Duration::MAX)), u64::MAX);

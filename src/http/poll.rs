@@ -11,15 +11,22 @@ use metrics::{Counter, counter};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::json::{self, Input, Json};
+use super::json::{self, BESIDE_LISTS_BYTES, Input, Json, escaped};
 use super::openapi::{BODY, QUERY, problems};
 use super::params::{self, Held, Wait};
 use super::problem::Answer;
 use super::routes::Route;
 use super::{App, access};
+use crate::config::Config;
+use crate::domain::ids::VIEWER_ID_BYTES_MAX;
 use crate::domain::{Token, ViewerId};
 use crate::error::{Error, Result};
 use crate::reader::Poll;
+
+/// A token, as [`Token::encode`] writes it.
+const TOKEN_BYTES: u64 = 44;
+/// Names, quotes, braces, commas, line breaks and indents of a viewer and a token in a list.
+const BESIDE_VIEWER_BYTES: u64 = 256;
 
 /// Counts a poll by what it found. The handles are looked up once: this is the most frequent request there is.
 fn count(found: Option<Poll>) {
@@ -161,7 +168,13 @@ pub(super) struct QueryInput {
     viewers: Vec<QueryViewer>,
 }
 
-impl Input for QueryInput {}
+impl Input for QueryInput {
+    fn bytes_needed(config: &Config) -> u64 {
+        // Not publish.viewer_id_bytes_max: inboxes from before it was lowered are still asked about.
+        let viewer = escaped(VIEWER_ID_BYTES_MAX as u64 + TOKEN_BYTES) + BESIDE_VIEWER_BYTES;
+        BESIDE_LISTS_BYTES + u64::from(config.revisions.query_max) * viewer
+    }
+}
 
 /// One viewer to ask about.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -6,11 +6,12 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Serialize;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 use utoipa::ToSchema;
 
 use super::codes::{self, Code, REASONS};
 use super::openapi::ErrorCode;
+use super::pacer::Pacer;
 use crate::error::{Error, Kind};
 
 /// A handler's error on its way out. [`super::front`] gives it its body: only there the request's id is known.
@@ -77,9 +78,20 @@ pub(super) struct ProblemBody {
     /// Why the inbox must be read afresh: `fence`, `refresh`, `too_old` or `unknown_revision`.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// In how many seconds to try again, with jitter. The same as in `Retry-After`, which the posts of a batch do not have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 3)]
+    retry_after: Option<u64>,
 }
 
 impl ProblemBody {
+    /// The document of `error`, with the time at which trying again may help, if any.
+    pub(super) fn timed(error: &Error, request_id: &str, pacer: &Pacer) -> Self {
+        let may_help = matches!(error.kind(), Kind::Unavailable | Kind::Resync | Kind::Limited);
+        let retry_after = may_help.then(|| pacer.retry_after(error.retry_after()));
+        Self { retry_after, ..Self::new(error, request_id) }
+    }
+
     /// The document of `error`; what the client cannot help goes to the log instead.
     pub(super) fn new(error: &Error, request_id: &str) -> Self {
         let (entry, status) = entry(error);
@@ -97,6 +109,7 @@ impl ProblemBody {
             limit,
             value,
             reason,
+            retry_after: None,
         }
     }
 
@@ -113,6 +126,9 @@ impl ProblemBody {
         let headers = response.headers_mut();
         headers.remove(header::CONTENT_LENGTH);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
     }
 }
 
@@ -138,6 +154,9 @@ fn detail(error: &Error) -> String {
 fn log(error: &Error, status: StatusCode, request_id: &str) {
     if matches!(error.kind(), Kind::Internal | Kind::Corrupt) {
         error!(%error, code = error.code(), request_id, "a request failed");
+    } else if error.code() == "overloaded" {
+        // Who fills the memory must not fill the disk as well: these are counted.
+        debug!(%error, request_id, "a body was refused");
     } else if status.is_server_error() {
         warn!(%error, code = error.code(), request_id, "a request could not be served");
     }

@@ -10,11 +10,12 @@ use utoipa::ToSchema;
 use super::App;
 use super::access;
 use super::dto::Stamp;
-use super::json::{self, Input, Json};
+use super::json::{self, FEW_FIELDS_BYTES, Input, Json};
 use super::openapi::{BODY, QUERY, problems};
 use super::params;
 use super::problem::Answer;
 use crate::access::audit;
+use crate::config::Config;
 use crate::domain::ViewerId;
 
 /// How long a token lasts if nobody says otherwise: an hour, or the limit if that is less.
@@ -32,7 +33,11 @@ pub(super) struct IssueInput {
     ttl_seconds: Option<u64>,
 }
 
-impl Input for IssueInput {}
+impl Input for IssueInput {
+    fn bytes_needed(_: &Config) -> u64 {
+        FEW_FIELDS_BYTES
+    }
+}
 
 /// A token.
 #[derive(Serialize, ToSchema)]

@@ -75,7 +75,9 @@ pub async fn serve(listener: TcpListener, probe: Probe, config: Config, stop: Ca
         .route("/metrics", get(metrics))
         .with_state(page);
     let patience = Patience::of(&config.http);
-    let builder = server::builder(&config.http, patience);
+    let mut builder = server::builder(&config.http, patience);
+    // A connection a question: with few places, those who keep theirs by asking now and then would keep out the probes.
+    builder.keep_alive(false);
     // Those that are open when it ends are cut: nothing here is worth waiting for.
     let mut connections = JoinSet::new();
     let admit = |permit, stream, peer| Some(converse(builder.clone(), patience, router.clone(), stream, peer, permit));

@@ -24,6 +24,7 @@ fn is_refused(reply: &Reply, field: &str) {
     assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{reply:?}");
 }
 
+    assert_eq!(reply.json()["retry_after"].to_string(), reply.header("retry-after"), "{reply:?}");
 #[tokio::test]
 async fn a_key_publishes_its_quota_and_another_is_not_concerned() {
     let guarded = Guarded::start_with(|config| {
@@ -101,6 +102,9 @@ async fn in_a_batch_each_post_is_refused_on_its_own() {
 
 #[tokio::test]
 async fn edits_and_retracts_cost_the_rows_of_their_audience() {
+    for refused in results["results"].as_array().expect("results").iter().filter(|result| result["status"] == 429) {
+        assert!(refused["problem"]["retry_after"].as_u64() >= Some(1), "{refused}");
+    }
     let guarded = Guarded::start_with(|config| {
         (config.quota.rows_per_s, config.quota.rows_burst) = (1, 150);
     })

@@ -91,6 +91,23 @@ async fn who_says_nothing_is_cut_and_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_for_one_question_and_makes_room() {
+    let page = page(|config| config.worker.connections_max = 1).await;
+    let ask = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut kept = TcpStream::connect(page.address).await.expect("connected");
+    kept.write_all(ask).await.expect("sent");
+    let mut answer = String::new();
+    // Sooner than an idle connection would be cut.
+    let closed = tokio::time::timeout(Duration::from_secs(30), kept.read_to_string(&mut answer)).await;
+    closed.expect("closed").expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close\r\n"), "{answer}");
+    let _ = kept.write_all(ask).await;
+    assert_eq!(kept.read(&mut [0; 64]).await.unwrap_or(0), 0, "a second question is not answered");
+    // It is still open on this side, and the only place is free.
+    assert_eq!(page.get("/livez").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_missing_is_named_and_no_more() {
     let page = page(|_| {}).await;
     for answer in futures::future::join_all((0..20).map(|_| page.get("/readyz"))).await {
