@@ -9,7 +9,11 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{ParseError, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Log, LogFormat};
 use crate::error::{Error, Result};
@@ -21,6 +25,16 @@ const SECONDS_BUCKETS: [f64; 16] =
 /// How often [`upkeep`] runs. Histograms keep every sample until then (or until a scrape), so it bounds their memory.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The target of the audit log.
+const AUDIT: &str = "audit";
+/// What lets it through.
+const AUDIT_DIRECTIVE: &str = "audit=info";
+
+/// What the targets of the broker's driver begin with. At the level trace it writes down its password: in the URL that it
+/// connects to (`amq_protocol_tcp`), in the frames that it sends or drops and in its commands (`lapin`). The drivers of
+/// the store and of Redis show theirs at no level.
+const TELLTALES: [&str; 2] = ["amq_protocol", "lapin"];
+
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// Starts logging for the whole process. Fails on a filter that cannot be read, and when called twice.
@@ -29,19 +43,37 @@ pub fn init_logging(config: &Log) -> Result<()> {
     // Where nobody reads standard error any more, to say so there would end in a panic at every line.
     let builder = builder.log_internal_errors(false);
     let started = match config.format {
-        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
+        LogFormat::Json => discreet(builder.json().flatten_event(true).with_span_list(false).finish()).try_init(),
         // Colours are on unless NO_COLOR is set; the subscriber looks at it itself. A pipe or a file wants none either.
-        LogFormat::Text if !io::stderr().is_terminal() => builder.with_ansi(false).try_init(),
-        LogFormat::Text => builder.try_init(),
+        LogFormat::Text if !io::stderr().is_terminal() => discreet(builder.with_ansi(false).finish()).try_init(),
+        LogFormat::Text => discreet(builder.finish()).try_init(),
     };
     started.map_err(|error| Error::internal("cannot start logging").with_source(error))
 }
 
 fn filter(text: &str) -> Result<EnvFilter> {
-    EnvFilter::builder().parse(text).map_err(|error| {
+    with_audit(text).map_err(|error| {
         let detail = format!("must be directives such as \"info,fanfold=debug\", is {text:?}");
         Error::invalid("invalid_config", "log.filter", detail).with_source(error)
     })
+}
+
+/// The filter that was asked for, and the audit log: who wants fewer lines does not mean to lose the record of who did
+/// what, unless they say so by its name.
+fn with_audit(text: &str) -> Result<EnvFilter, ParseError> {
+    let asked = EnvFilter::builder().parse(text)?;
+    let is_named = text.split(',').any(|directive| directive.split(['=', '[']).next() == Some(AUDIT));
+    Ok(if is_named { asked } else { asked.add_directive(AUDIT_DIRECTIVE.parse()?) })
+}
+
+/// A subscriber that is never told what may show a password. Not a directive of the filter: a longer target or the name of
+/// a span would go before it.
+fn discreet(subscriber: impl Subscriber + Send + Sync) -> impl Subscriber + Send + Sync + 'static {
+    subscriber.with(filter_fn(may_be_told))
+}
+
+fn may_be_told(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() != Level::TRACE || !TELLTALES.iter().any(|target| metadata.target().starts_with(target))
 }
 
 /// Installs the metrics recorder for the whole process, once; later calls give the same handle. Spawns nothing: the
@@ -226,6 +258,55 @@ mod tests {
         let error = filter("info,fanfold=loud").expect_err("no such level");
         assert_eq!((error.code(), error.field()), ("invalid_config", Some("log.filter")));
         assert!(error.detail().contains("fanfold=loud"), "{error}");
+    }
+
+    #[test]
+    fn the_audit_log_is_in_every_filter_that_does_not_name_it() {
+        for (own, effective) in [
+            ("warn", "audit=info,warn"),
+            ("off", "audit=info,off"),
+            ("trace", "audit=info,trace"),
+            ("", "audit=info"),
+            ("info,audits=off", "audits=off,audit=info,info"),
+            ("warn,audit=off", "audit=off,warn"),
+            ("audit=warn,info", "audit=warn,info"),
+            ("audit", "audit=trace"),
+        ] {
+            assert_eq!(filter(own).expect(own).to_string(), effective, "of {own:?}");
+        }
+        let lines = || {
+            tracing::info!(target: "audit", "a key was made");
+            tracing::info!("a start");
+        };
+        let told = written("warn", lines);
+        assert!(told.contains("a key was made") && !told.contains("a start"), "{told}");
+        assert_eq!(written("warn,audit=off", lines), "");
+    }
+
+    #[test]
+    fn no_filter_lets_a_driver_show_its_password() {
+        let lines = || {
+            tracing::info_span!(target: "lapin::io_loop", "io_loop").in_scope(|| {
+                tracing::trace!(target: "amq_protocol_tcp", "HUSH");
+                tracing::trace!(target: "lapin::io_loop", "HUSH");
+                tracing::trace!(target: "lapin::frames", "HUSH");
+                tracing::trace!(target: "lapin::internal_rpc", "HUSH");
+                tracing::debug!(target: "lapin::io_loop", "throttling");
+            });
+        };
+        for own in ["trace", "off,lapin=trace", "lapin::io_loop=trace,amq_protocol_tcp=trace", "[io_loop]=trace"] {
+            let told = written(own, lines);
+            assert!(told.contains("throttling") && !told.contains("HUSH"), "{own}: {told}");
+        }
+    }
+
+    /// What a process with this filter would write.
+    fn written(own: &str, lines: impl FnOnce()) -> String {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let builder = tracing_subscriber::fmt().with_env_filter(filter(own).expect(own)).with_ansi(false);
+        let subscriber = discreet(builder.with_writer(file.reopen().expect("the file")).finish());
+        tracing::subscriber::with_default(subscriber, lines);
+        std::fs::read_to_string(file.path()).expect("UTF-8")
     }
 
     /// The name after each `start` in the sources, white space between them apart.

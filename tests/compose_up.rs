@@ -1,8 +1,14 @@
 //! What docker-compose.yml runs, run without Docker on the servers of dev/stack: the same commands in the same order,
-//! with the same environment but for names, ports, colours and how much is logged: everything, and no secret is in it.
+//! with the same environment but for names, ports, passwords, colours and how much is logged: everything, and no secret
+//! is in it.
 
 #[path = "support/command.rs"]
 mod command;
+#[allow(dead_code, reason = "the door lets in one user from the beginning")]
+#[path = "support/cql_door.rs"]
+mod cql_door;
+#[path = "support/redis_server.rs"]
+mod redis_server;
 #[path = "support/shown.rs"]
 mod shown;
 mod support;
@@ -15,8 +21,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use command::{CLI, FANOUT, RELAY, command};
+use cql_door::Door;
+use lapin::types::LongString;
+use redis_server::RedisServer;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use shown::{Secrets, Shown};
 use support::servers::{Ground, server};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -40,36 +52,100 @@ fn variables(text: &str) -> Env {
     pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
 }
 
-/// The file, with what it names put in other places.
+/// The variables that hold the passwords of the servers.
+const PASSWORDS: [&str; 3] = ["FANFOLD_SCYLLA__PASSWORD", "FANFOLD_RABBITMQ__URL", "FANFOLD_REDIS__URLS"];
+
+/// A password that is found nowhere else.
+fn password() -> &'static str {
+    format!("{:032x}", rand::random::<u128>()).leak()
+}
+
+/// A user of the broker, gone with the test.
+struct BrokerUser {
+    /// Its place in the broker's management.
+    place: String,
+}
+
+impl BrokerUser {
+    async fn new(management: &str, name: &str, password: &str) -> Self {
+        let user = Self { place: format!("{management}/api/users/{name}") };
+        manage(|client| client.put(&user.place).json(&json!({"password": password, "tags": ""}))).await;
+        let rights = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        manage(|client| client.put(format!("{management}/api/permissions/%2f/{name}")).json(&rights)).await;
+        user
+    }
+}
+
+impl Drop for BrokerUser {
+    fn drop(&mut self) {
+        let place = self.place.clone();
+        // A thread of its own, for the test's runtime is the one that drops it.
+        let deleted = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(manage(|client| client.delete(&place)));
+        });
+        if deleted.join().is_err() && !std::thread::panicking() {
+            panic!("the user of the broker could not be removed");
+        }
+    }
+}
+
+/// Asks the broker's management, as the administrator of dev/stack.
+async fn manage(ask: impl FnOnce(&reqwest::Client) -> reqwest::RequestBuilder) {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = ask(&client).basic_auth("guest", Some("guest")).send().await.expect("the broker answers");
+    assert!(answer.status().is_success(), "{answer:?}");
+}
+
+/// The file, with what it names put in other places, on servers that ask for passwords.
 struct Compose {
     text: String,
     dir: tempfile::TempDir,
     own: Env,
     shown: Shown,
+    /// In the order of [`PASSWORDS`].
+    passwords: [&'static str; 3],
+    store: Door,
+    _broker: BrokerUser,
+    _redis: RedisServer,
 }
 
 impl Compose {
     /// `None`, said on standard error, where there are no servers.
-    fn read() -> Option<(Self, Ground)> {
+    async fn read() -> Option<(Self, Ground)> {
         let cql = server("FANFOLD_TEST_CQL")?;
         let amqp = server("FANFOLD_TEST_AMQP")?;
-        let redis = server("FANFOLD_TEST_REDIS")?;
+        let management = server("FANFOLD_TEST_AMQP_MANAGEMENT")?;
+        // That of the stack asks nobody; where it is, one of our own can be started.
+        server("FANFOLD_TEST_REDIS")?;
         let name = format!("fanfold_compose_{}", std::process::id());
+        let passwords = [(); 3].map(|()| password());
+        let store = Door::before(cql.split(',').next().expect("a node"), &name, passwords[0]).await;
+        let broker = BrokerUser::new(&management, &name, passwords[1]).await;
+        let (_, place) = amqp.rsplit_once('@').expect("credentials");
+        let amqp = format!("amqp://{name}:{}@{place}", passwords[1]);
+        let mut redis = RedisServer::start().await;
+        redis.require(passwords[2]).await;
+        let redis_url = redis.url();
         let own = [
-            ("FANFOLD_SCYLLA__CONTACT_POINTS", cql.as_str()),
+            ("FANFOLD_SCYLLA__CONTACT_POINTS", store.address.as_str()),
+            ("FANFOLD_SCYLLA__USER", &name),
+            (PASSWORDS[0], passwords[0]),
             ("FANFOLD_SCYLLA__KEYSPACE", &name),
             // What stands in for ScyllaDB has no tablets to be turned off.
             ("FANFOLD_SCYLLA__TABLETS", "default"),
-            ("FANFOLD_RABBITMQ__URL", &amqp),
+            (PASSWORDS[1], &amqp),
             ("FANFOLD_RABBITMQ__PREFIX", &name),
-            ("FANFOLD_REDIS__URLS", &redis),
+            (PASSWORDS[2], &redis_url),
             ("FANFOLD_REDIS__KEY_PREFIX", &name),
             ("FANFOLD_LOG", "trace"),
         ];
         let own: Env = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker-compose.yml")).expect("there");
         let dir = tempfile::tempdir().expect("a folder");
-        Some((Self { text, dir, own, shown: Shown::default() }, Ground { name }))
+        let shown = Shown::default();
+        let compose = Self { text, dir, own, shown, passwords, store, _broker: broker, _redis: redis };
+        Some((compose, Ground { name }))
     }
 
     /// Paths of the container become those of the test's folder.
@@ -202,7 +278,7 @@ struct Running {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_comes_up_with_access_control_on() {
-    let Some((compose, _keyspace)) = Compose::read() else { return };
+    let Some((compose, _keyspace)) = Compose::read().await else { return };
     compose.completes("migrate").await;
     let first = compose.completes("init").await;
     assert!(first.contains("the first key"), "{first}");
@@ -261,9 +337,13 @@ async fn a_cluster_comes_up_with_access_control_on() {
     let near = compose.start("near", near).await;
     assert_eq!(compose.get(&format!("{}/metrics", near.url), None).await.0, 200);
 
+    // The driver that would show its password logs what it may.
+    let log = fs::read(&fanout.log).expect("a log");
+    assert!(log.windows(7).any(|word| word == b"lapin::"), "{}", String::from_utf8_lossy(&log));
     for process in [near, relay, fanout, api] {
         compose.stop(process).await;
     }
+    assert!(!compose.store.take_shown().is_empty(), "the store has asked for its password");
     let own = |name: &str| fs::read_to_string(compose.dir.path().join(name)).expect(name);
     let (admin, config) = (own("admin.key"), own("fanfold.toml"));
     let k = config.split("\"k\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a secret");
@@ -273,5 +353,16 @@ async fn a_cluster_comes_up_with_access_control_on() {
     }
     secrets.encoded(k);
     assert!(secrets.are_in(admin.as_bytes()) && secrets.are_in(config.as_bytes()), "found where they belong");
+    for (variable, password) in PASSWORDS.into_iter().zip(compose.passwords) {
+        let mut alone = Secrets::default();
+        alone.password(password);
+        // As it stands in the setting, as a driver has it in a frame, and as headers do.
+        let frame = LongString::from(format!("\0feeder\0{password}"));
+        let basic = STANDARD.encode(format!("feeder:{password}"));
+        for form in [compose.own[variable].clone(), format!("{frame:?}"), basic] {
+            assert!(alone.are_in(form.as_bytes()), "{variable} would not be found in {form}");
+        }
+        secrets.password(password);
+    }
     compose.shown.hides(&secrets);
 }

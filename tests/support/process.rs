@@ -102,7 +102,7 @@ fn serve(program: &str, first: &[&str], data: &Path, settings: &[(&str, &str)]) 
         command.env_remove(name);
     }
     // Settings may ask for another log than this.
-    command.env("FANFOLD_LOG", "warn").envs(settings.iter().copied());
+    command.env("FANFOLD_LOG", "warn,audit=off").envs(settings.iter().copied());
     command.args(first).args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
     command.stdout(Stdio::piped()).kill_on_drop(true);
     command
