@@ -83,6 +83,15 @@ pub struct Draft {
     pub idempotency: Option<Idempotency>,
 }
 
+/// What became of a request to publish.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The post, committed.
+    pub post: Result<Post>,
+    /// The post is this request's, which has made it or claimed its key, so that a retry makes it: of all with a key one.
+    pub first: bool,
+}
+
 /// What an edit changes; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Edit {
@@ -135,18 +144,23 @@ impl Publisher {
     /// Publishes a draft. When it returns, the post is committed and its fan-out certain. Runs to its end even if the
     /// client goes away: a post that is committed and not queued would wait for the relay.
     pub async fn publish(&self, draft: Draft) -> Result<Post> {
-        self.publish_then(draft, |_| ()).await
-    }
-
-    /// The same; `then` hears of the post even if nobody waits for it any more.
-    pub async fn publish_then(&self, draft: Draft, then: impl FnOnce(&Post) + Send + 'static) -> Result<Post> {
         self.check(&draft)?;
-        faults::at("publish.asked");
         let this = self.clone();
-        uninterrupted(async move { this.commit(&draft).await.inspect(then) }).await
+        uninterrupted(async move { this.attempt(&draft).await.post }).await
     }
 
-    async fn commit(&self, draft: &Draft) -> Result<Post> {
+    /// The same of a draft that was checked, on the task of the caller, which must be [`uninterrupted`].
+    pub async fn attempt(&self, draft: &Draft) -> Attempt {
+        let (post, fresh) = match self.prepare(draft).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Attempt { post: Err(error), first: false },
+        };
+        let post = self.commit(draft, post, fresh).await;
+        Attempt { first: fresh && (post.is_ok() || draft.idempotency.is_some()), post }
+    }
+
+    /// The post that a draft becomes, its key claimed, and whether no earlier request has claimed that.
+    async fn prepare(&self, draft: &Draft) -> Result<(Post, bool)> {
         let now = self.clock.now();
         let fresh = PostId::new(now, rand::random());
         let (mut id, mut chunk_size) = (fresh, self.limits.chunk_size);
@@ -159,15 +173,18 @@ impl Publisher {
             timely?;
         }
         // A retry is judged by the first try's clock: what was in time then is in time now.
-        let post = self.assemble(draft, id, chunk_size, id.time())?;
-        let chunks = draft.audience.chunks(chunk_size);
+        Ok((self.assemble(draft, id, chunk_size, id.time())?, id == fresh))
+    }
+
+    async fn commit(&self, draft: &Draft, post: Post, fresh: bool) -> Result<Post> {
+        let chunks = draft.audience.chunks(post.chunk_size);
         faults::at("publish.claimed");
         self.store.create_post(&post, &chunks).await?;
         faults::at("publish.committed");
         counter!("fanfold_posts_total", "op" => "publish").increment(1);
         debug!(post = %post.id, audience = post.audience_size, "published");
         // What a first try has fanned out already must not be bumped once more: tasks of a retry look before they write.
-        let attempt = u32::from(id != fresh);
+        let attempt = u32::from(!fresh);
         self.handover.enqueue(&post, chunks, attempt).await;
         Ok(post)
     }
@@ -359,8 +376,10 @@ impl Publisher {
         Err(Error::limit("invalid_viewer_id", &format!("{field}[{at}]"), detail, u64::from(bytes_max), bytes as u64))
     }
 
-    fn check(&self, draft: &Draft) -> Result<()> {
-        check_kind(&draft.kind, self.limits.type_bytes_max)?;
+    /// Checks what a draft says by itself, before anything is done about it.
+    pub fn check(&self, draft: &Draft) -> Result<()> {
+        faults::at("publish.asked");
+        check_text("type", &draft.kind, self.limits.type_bytes_max)?;
         check_data(&draft.data, self.limits.data_bytes_max)?;
         if let Some(actor) = &draft.actor {
             check_text("actor.id", actor, crate::domain::ids::VIEWER_ID_BYTES_MAX as u32)?;
@@ -377,7 +396,7 @@ impl Publisher {
 
     fn check_edit(&self, edit: &Edit) -> Result<()> {
         if let Some(kind) = &edit.kind {
-            check_kind(kind, self.limits.type_bytes_max)?;
+            check_text("type", kind, self.limits.type_bytes_max)?;
         }
         if let Some(data) = &edit.data {
             check_data(data, self.limits.data_bytes_max)?;
@@ -429,10 +448,6 @@ fn unknown_post(id: PostId) -> Error {
 pub(crate) fn stale(post: &Post, expected: u32) -> Error {
     let detail = format!("post {} is at version {}, not {expected}", post.id, post.version);
     Error::new(Kind::Precondition, "version_mismatch", detail).with_field("If-Match")
-}
-
-fn check_kind(kind: &str, bytes_max: u32) -> Result<()> {
-    check_text("type", kind, bytes_max)
 }
 
 fn check_text(field: &str, text: &str, bytes_max: u32) -> Result<()> {

@@ -19,6 +19,9 @@ use crate::error::Error;
 pub enum PostEvent {
     /// Published it.
     Published,
+    /// Asked for it again with the same idempotency key. The only line of a post whose first request ended in an error, or
+    /// with its process, after it had claimed the key.
+    Repeated,
     /// Edited it.
     Edited,
     /// Took it back.
@@ -30,6 +33,7 @@ pub fn post(event: PostEvent, caller: &Caller, id: PostId, version: u32) {
     let Caller::Producer { key, producer, .. } = caller else { return };
     let event = match event {
         PostEvent::Published => "post_published",
+        PostEvent::Repeated => "post_repeated",
         PostEvent::Edited => "post_edited",
         PostEvent::Retracted => "post_retracted",
     };

@@ -12,7 +12,7 @@ pub mod tokens;
 pub use credential::{Credential, KeyText, looks_secret};
 pub use keys::{IssuedKey, KeyBook, NewKey, parse_scopes};
 pub use permit::{Caller, Need, decide};
-pub use quota::{Allowance, Cost};
+pub use quota::{Allowance, Cost, Receipt};
 pub use tokens::{Minted, Tokens};
 
 use std::sync::Arc;
@@ -109,10 +109,18 @@ impl Access {
     }
 
     /// Charges whoever publishes, or refuses them before anything is done.
-    pub async fn charge(&self, caller: &Caller, cost: Cost) -> Result<()> {
+    pub async fn charge(&self, caller: &Caller, cost: Cost) -> Result<Option<Receipt>> {
         match (self.0.as_deref(), caller) {
             (Some(inner), Caller::Producer { key, .. }) => inner.quotas.charge(*key, cost).await,
-            _ => Ok(()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives back what was paid for nothing.
+    /// See [`Quotas::give_back`].
+    pub async fn give_back(&self, receipt: Option<Receipt>) {
+        if let (Some(inner), Some(receipt)) = (self.0.as_deref(), receipt) {
+            inner.quotas.give_back(receipt).await;
         }
     }
 

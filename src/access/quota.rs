@@ -51,6 +51,15 @@ pub struct Cost {
     pub bytes: u64,
 }
 
+/// What a post has paid, and where: it can be given back there.
+#[derive(Clone, Copy, Debug)]
+pub struct Receipt {
+    key: KeyId,
+    cost: Cost,
+    /// Among how many nodes the quotas were shared, if this node's share was charged.
+    share: Option<u32>,
+}
+
 /// Everybody's allowances.
 #[derive(Debug)]
 pub struct Quotas {
@@ -99,13 +108,37 @@ impl Quotas {
     }
 
     /// Charges `key` with a post, or refuses it without having charged anything.
-    pub async fn charge(&self, key: KeyId, cost: Cost) -> Result<()> {
+    pub async fn charge(&self, key: KeyId, cost: Cost) -> Result<Option<Receipt>> {
         if !self.limits_keys() {
-            return Ok(());
+            return Ok(None);
         }
-        let costs = [1, cost.rows, cost.bytes];
-        let takes = std::array::from_fn(|at| Some(Take { rate: self.rates[at]?, cost: costs[at] }));
-        self.take(&Charge { holder: Holder::Key(key), takes, anyway: false }, SETTINGS).await
+        let share = self.take(&self.of_key(key, [1, cost.rows, cost.bytes], false), SETTINGS).await?;
+        Ok(Some(Receipt { key, cost, share }))
+    }
+
+    /// Gives back the rows and bytes of a post that was charged and then refused, or that repeats another. The post itself
+    /// stays charged: whoever spins on a retry is held back. Where the count cannot be asked it is left at that: what was
+    /// charged refills by itself. It goes back to whoever was charged: the count of all knows nothing of a share's.
+    pub async fn give_back(&self, receipt: Receipt) {
+        let Receipt { key, cost, share } = receipt;
+        if self.rates[ROWS..].iter().all(Option::is_none) {
+            return;
+        }
+        let charge = self.of_key(key, [0, cost.rows, cost.bytes], true);
+        if let Some(nodes) = share {
+            self.here.give_back_share(&charge, nodes);
+        } else if self.share.is_shared() {
+            match self.counted.give_back(&charge).await {
+                Ok(charged) => {
+                    if let adapters::Quotas::Redis(_) = self.counted {
+                        // Raised first, for it only follows what is less.
+                        self.here.give_back_share(&charge, 1);
+                        self.here.follow(&charge, charged.left);
+                    }
+                }
+                Err(error) => self.share.failed(&error),
+            }
+        }
     }
 
     /// Adds to what `key` has cost, after it was let in.
@@ -113,10 +146,7 @@ impl Quotas {
         if !self.limits_rows() {
             return;
         }
-        // At no cost the others are there all the same: the count has one account for all of them.
-        let cost = |at| if at == ROWS { rows } else { 0 };
-        let takes = std::array::from_fn(|at| Some(Take { rate: self.rates[at]?, cost: cost(at) }));
-        self.ask(&Charge { holder: Holder::Key(key), takes, anyway: true }).await;
+        self.ask(&self.of_key(key, [0, rows, 0], true)).await;
     }
 
     /// What is left to `holder`, as far as this node knows: in a cluster the least that it was told, refilled since; nothing
@@ -150,7 +180,8 @@ impl Quotas {
     pub async fn poll(&self, viewer: &ViewerId) -> Result<()> {
         let Some(rate) = self.poll_rate else { return Ok(()) };
         let takes = [Some(Take { rate, cost: 1 }), None, None];
-        self.take(&Charge { holder: Holder::Viewer(viewer), takes, anyway: false }, [POLLS; ALLOWANCES]).await
+        self.take(&Charge { holder: Holder::Viewer(viewer), takes, anyway: false }, [POLLS; ALLOWANCES]).await?;
+        Ok(())
     }
 
     /// Counts the nodes among which quotas are shared when they have to be; runs until it is dropped.
@@ -163,13 +194,21 @@ impl Quotas {
         }
     }
 
-    async fn take(&self, charge: &Charge<'_>, settings: [&'static str; ALLOWANCES]) -> Result<()> {
-        let Some(refused) = self.ask(charge).await.refused else { return Ok(()) };
+    /// Those at no cost are there all the same: the count has one account for all of them.
+    fn of_key(&self, key: KeyId, costs: [u64; ALLOWANCES], anyway: bool) -> Charge<'static> {
+        let takes = std::array::from_fn(|at| Some(Take { rate: self.rates[at]?, cost: costs[at] }));
+        Charge { holder: Holder::Key(key), takes, anyway }
+    }
+
+    /// Among how many nodes the quotas are shared, if this node's share was charged; an error if nothing was.
+    async fn take(&self, charge: &Charge<'_>, settings: [&'static str; ALLOWANCES]) -> Result<Option<u32>> {
+        let (charged, share) = self.ask(charge).await;
+        let Some(refused) = charged.refused else { return Ok(share) };
         let take = charge.takes[refused.at].ok_or_else(|| Error::internal("a quota that is not set has refused"))?;
         Err(exceeded(settings[refused.at], take.rate, refused.wait))
     }
 
-    async fn ask(&self, charge: &Charge<'_>) -> Charged {
+    async fn ask(&self, charge: &Charge<'_>) -> (Charged, Option<u32>) {
         if self.share.may_ask() {
             match self.counted.charge(charge).await {
                 Ok(charged) => {
@@ -177,12 +216,13 @@ impl Quotas {
                     if let adapters::Quotas::Redis(_) = self.counted {
                         self.here.follow(charge, charged.left);
                     }
-                    return charged;
+                    return (charged, None);
                 }
                 Err(error) => self.share.failed(&error),
             }
         }
-        self.here.charge_share(charge, self.share.nodes())
+        let nodes = self.share.nodes();
+        (self.here.charge_share(charge, nodes), Some(nodes))
     }
 }
 
@@ -242,13 +282,64 @@ mod tests {
         assert_eq!(quotas.left(Holder::Key(key(1)))[0].left, 99, "one post, and not six");
     }
 
+    /// What is left to key 1: posts, rows, bytes.
+    fn left(quotas: &Quotas) -> [u64; ALLOWANCES] {
+        let left = quotas.left(Holder::Key(key(1)));
+        assert_eq!(left.len(), ALLOWANCES);
+        std::array::from_fn(|at| left[at].left)
+    }
+
+    fn three_quotas() -> Quotas {
+        quotas(|quota| {
+            quota.shared_pause_ms = 60_000;
+            (quota.posts_per_s, quota.posts_burst) = (1, 100);
+            (quota.rows_per_s, quota.rows_burst) = (1, 1_000);
+            (quota.bytes_per_s, quota.bytes_burst) = (1, 1_000_000);
+        })
+    }
+
+    const LARGE: Cost = Cost { rows: 5_000, bytes: 500_000 };
+
+    #[tokio::test]
+    async fn rows_and_bytes_are_given_back_and_the_post_is_not() {
+        let quotas = three_quotas();
+        let began = std::time::Instant::now();
+        let receipt = quotas.charge(key(1), LARGE).await.expect("all is left").expect("a quota");
+        quotas.charge(key(1), SMALL).await.expect_err("in debt");
+        quotas.give_back(receipt).await;
+        let now = left(&quotas);
+        assert!(now[0] >= 99 && now[0] <= 99 + began.elapsed().as_secs(), "{now:?}: the post stays charged");
+        assert_eq!(now[1..], [1_000, 1_000_000], "and nothing else, nor is there more than the burst");
+        quotas.charge(key(1), SMALL).await.expect("no debt");
+    }
+
+    #[tokio::test]
+    async fn what_a_share_has_charged_goes_back_to_it() {
+        let quotas = three_quotas();
+        let gone = Error::unavailable("revisions_unavailable", "away");
+        quotas.share.failed(&gone);
+        let receipt = quotas.charge(key(1), LARGE).await.expect("all is left").expect("a quota");
+        assert_eq!(receipt.share, Some(1));
+        // The count of all is back; it has not been charged with this.
+        quotas.share.works();
+        quotas.give_back(receipt).await;
+        assert_eq!(left(&quotas)[1..], [1_000, 1_000_000]);
+        // It is gone when something is to be given back that it has charged.
+        let receipt = quotas.charge(key(1), LARGE).await.expect("all is left").expect("a quota");
+        assert_eq!(receipt.share, None);
+        quotas.share.failed(&gone);
+        quotas.give_back(receipt).await;
+        assert_eq!(left(&quotas)[1], 0, "it refills by itself");
+    }
+
     #[tokio::test]
     async fn nothing_is_limited_where_a_quota_is_zero() {
         let quotas = quotas(|_| {});
         assert!(!quotas.limits_keys());
         let ben = ViewerId::parse("v", "ben").expect("valid");
         for _ in 0..10_000 {
-            quotas.charge(key(1), Cost { rows: u64::MAX, bytes: u64::MAX }).await.expect("no limit");
+            let receipt = quotas.charge(key(1), Cost { rows: u64::MAX, bytes: u64::MAX }).await.expect("no limit");
+            assert!(receipt.is_none(), "nothing to be given back");
             quotas.poll(&ben).await.expect("no limit");
         }
     }

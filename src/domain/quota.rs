@@ -30,6 +30,11 @@ impl Rate {
         (left + since.as_secs_f64() * self.per_s as f64).min(self.burst as f64)
     }
 
+    /// What is left when something that was taken is put back: no more than fits.
+    pub fn given_back(self, left: f64, cost: f64) -> f64 {
+        (left + cost).min(self.burst as f64)
+    }
+
     /// How long until `needed` are left; `None` if they are.
     pub fn wait(self, left: f64, needed: f64) -> Option<Duration> {
         let missing = needed - left;

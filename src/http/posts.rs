@@ -21,7 +21,7 @@ use crate::access::audit::{self, PostEvent};
 use crate::access::{Caller, Cost};
 use crate::domain::{Audience, Post, PostState, ProducerId, Time};
 use crate::error::{Error, Result};
-use crate::publish::{Draft, Expiry, Idempotency, Progress};
+use crate::publish::{Attempt, Draft, Expiry, Idempotency, Progress, uninterrupted};
 
 /// A post to be published.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -145,13 +145,26 @@ impl PublishedBody {
     }
 }
 
-/// Publishes a draft and says so.
+/// Publishes a draft and says so. It is charged before anything is done, so that a refusal has done nothing, and given back
+/// what it paid if it fails or is a repeat. All of that is one task: whoever hangs up and tries again pays once.
 pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(Post, PublishedBody)> {
+    app.publisher.check(&draft)?;
     let audience = draft.audience.clone();
-    app.access.charge(caller, Cost { rows: audience.size().into(), bytes: draft.data.len() as u64 }).await?;
-    let by = caller.clone();
-    let told = move |post: &Post| audit::post(PostEvent::Published, &by, post.id, post.version);
-    let post = app.publisher.publish_then(draft, told).await?;
+    let (made, by) = (app.clone(), caller.clone());
+    let published = uninterrupted(async move {
+        let cost = Cost { rows: draft.audience.size().into(), bytes: draft.data.len() as u64 };
+        let receipt = made.access.charge(&by, cost).await?;
+        let Attempt { post, first } = made.publisher.attempt(&draft).await;
+        if let Ok(post) = &post {
+            let event = if first { PostEvent::Published } else { PostEvent::Repeated };
+            audit::post(event, &by, post.id, post.version);
+        }
+        if !first {
+            made.access.give_back(receipt).await;
+        }
+        post
+    });
+    let post = published.await?;
     let body = PublishedBody::new(&audience, Some(&post));
     Ok((post, body))
 }

@@ -14,4 +14,8 @@ pub trait Quotas {
     /// asks for; else takes nothing. Charges of the same holder happen one after the other. An error says that it is not
     /// known whether anything was taken.
     fn charge(&self, charge: &Charge<'_>) -> impl Future<Output = Result<Charged>> + Send;
+
+    /// Puts back what such a charge has taken, as far as it fits: no allowance is ever left with more than its burst. Never
+    /// refused. An error says that it is not known whether anything was put back.
+    fn give_back(&self, charge: &Charge<'_>) -> impl Future<Output = Result<Charged>> + Send;
 }

@@ -133,6 +133,28 @@ async fn who_hangs_up_is_charged_and_audited_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_is_audited_as_published_once_however_often_it_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let shop = key(dir.path(), "shop", "publish").await;
+    let service = Logged::start(dir.path(), &[("FANFOLD_ACCESS__MODE", "on")]).await;
+    let publish = async |kind: &str| {
+        let post = json!({"type": kind, "audience": {"viewers": ["ben"]}, "idempotency_key": "k1"});
+        let mut told = service.done(&shop, "POST", "/v1/posts/batch", json!({"posts": [post]}), 200).await;
+        told["results"][0].take()
+    };
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(text(&publish("t").await["post"], "post_id").to_owned());
+    }
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_eq!(publish("u").await["status"], 422, "the key of another request");
+    let lines = service.lines();
+    let count = |event: &str| lines.iter().filter(|line| line.contains(event) && line.contains(&ids[0])).count();
+    let counts = ["event=\"post_published\"", "event=\"post_repeated\""].map(count);
+    assert_eq!((lines.len(), counts), (3, [1, 2]), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_for_posts_of_others_is_audited() {
     let dir = tempfile::tempdir().expect("a folder");
     let shop = key(dir.path(), "shop", "publish,read").await;

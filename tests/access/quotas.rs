@@ -1,5 +1,7 @@
 //! Quotas: what is refused was not half done, and says when to come again; others are not concerned.
 
+use std::time::Instant;
+
 use fanfold::domain::Scope;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -22,9 +24,9 @@ fn is_refused(reply: &Reply, field: &str) {
     assert_eq!((reply.status, reply.json()["code"].as_str()), (429, Some("quota_exceeded")), "{reply:?}");
     assert_eq!(reply.json()["field"], field);
     assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{reply:?}");
+    assert_eq!(reply.json()["retry_after"].to_string(), reply.header("retry-after"), "{reply:?}");
 }
 
-    assert_eq!(reply.json()["retry_after"].to_string(), reply.header("retry-after"), "{reply:?}");
 #[tokio::test]
 async fn a_key_publishes_its_quota_and_another_is_not_concerned() {
     let guarded = Guarded::start_with(|config| {
@@ -89,7 +91,9 @@ async fn in_a_batch_each_post_is_refused_on_its_own() {
     let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
     let body = json!({"posts": vec![post(1); 10]});
     let ask = guarded.service.ask("POST", "/v1/posts/batch").header("authorization", &key);
-    let results = ask.json(body).send().await.json();
+    let reply = ask.json(body).send().await;
+    assert_eq!((reply.status, reply.header("retry-after")), (200, ""), "the posts have times of their own: {reply:?}");
+    let results = reply.json();
     let statuses: Vec<u64> = results["results"]
         .as_array()
         .expect("results")
@@ -98,13 +102,13 @@ async fn in_a_batch_each_post_is_refused_on_its_own() {
         .collect();
     let accepted = statuses.iter().filter(|status| **status == 202).count();
     assert!((2..=4).contains(&accepted) && statuses.iter().all(|status| [202, 429].contains(status)), "{statuses:?}");
+    for refused in results["results"].as_array().expect("results").iter().filter(|result| result["status"] == 429) {
+        assert!(refused["problem"]["retry_after"].as_u64() >= Some(1), "{refused}");
+    }
 }
 
 #[tokio::test]
 async fn edits_and_retracts_cost_the_rows_of_their_audience() {
-    for refused in results["results"].as_array().expect("results").iter().filter(|result| result["status"] == 429) {
-        assert!(refused["problem"]["retry_after"].as_u64() >= Some(1), "{refused}");
-    }
     let guarded = Guarded::start_with(|config| {
         (config.quota.rows_per_s, config.quota.rows_burst) = (1, 150);
     })
@@ -198,6 +202,107 @@ async fn a_retract_costs_its_rows_once() {
         assert_eq!(retract.status, 202, "again and again: {retract:?}");
     }
     assert_eq!(publish(&guarded, &key, post(1)).await.status, 202, "50 rows are left");
+}
+
+/// Quotas that refill so slowly that what is taken shows, and a key.
+async fn slowly_refilled() -> (Guarded, String) {
+    let guarded = Guarded::start_with(|config| {
+        (config.quota.posts_per_s, config.quota.posts_burst) = (1, 100);
+        (config.quota.rows_per_s, config.quota.rows_burst) = (1, 10_000);
+        (config.quota.bytes_per_s, config.quota.bytes_burst) = (1, 1_000_000);
+        // While Redis lives no answer may come too late, however busy the machine.
+        config.quota.shared_timeout_ms = 10_000;
+    })
+    .await;
+    let key = bearer(&guarded.key("shop", &[Scope::Publish]).await);
+    (guarded, key)
+}
+
+/// A thousand rows, fifty thousand bytes.
+fn large() -> Value {
+    let mut body = post(1_000);
+    body["data"]["text"] = json!("x".repeat(50_000));
+    body
+}
+
+async fn publish_as(guarded: &Guarded, key: &str, name: &str, body: Value) -> Reply {
+    let ask = guarded.service.ask("POST", "/v1/posts").header("authorization", key);
+    ask.header("idempotency-key", name).json(body).send().await
+}
+
+/// What an answer says is left of posts, rows and bytes.
+fn left(reply: &Reply) -> [u64; 3] {
+    ["posts", "rows", "bytes"].map(|name| {
+        let start = format!("\"{name}\";r=");
+        let rest = reply.header("ratelimit").split(start.as_str()).nth(1).and_then(|rest| rest.split(';').next());
+        rest.and_then(|rest| rest.parse().ok()).unwrap_or_else(|| panic!("{name}: {reply:?}"))
+    })
+}
+
+/// Of one refilled a second, at most so much more is left after a while.
+fn refilled(began: Instant) -> u64 {
+    began.elapsed().as_secs() + 2
+}
+
+#[tokio::test]
+async fn a_repeat_costs_no_rows_and_no_bytes_again() {
+    let (guarded, key) = slowly_refilled().await;
+    let began = Instant::now();
+    let first = publish_as(&guarded, &key, "\"k1\"", large()).await;
+    assert_eq!(first.status, 202, "{first:?}");
+    let paid = left(&first);
+    assert!(paid[1] <= 9_000 + refilled(began) && paid[2] <= 950_000 + refilled(began), "{paid:?}: a fresh post pays");
+    // More of them than rows, and one after the other.
+    for _ in 0..20 {
+        let again = publish_as(&guarded, &key, "\"k1\"", large()).await;
+        assert_eq!((again.status, &again.text), (202, &first.text), "the same answer: {again:?}");
+        let now = left(&again);
+        assert!(now[1] >= 9_000 && now[2] >= 949_000, "{now:?}");
+    }
+    let spun = publish_as(&guarded, &key, "\"k1\"", large()).await;
+    let before = left(&spun);
+    assert!(before[0] <= 100 - 22 + refilled(began), "{before:?}: whoever spins is held back by the posts");
+    let other = left(&publish(&guarded, &key, large()).await);
+    assert!(other[1] <= before[1] - 1_000 + refilled(began), "{other:?} after {before:?}: the next fresh one pays");
+    assert!(other[2] <= before[2] - 50_000 + refilled(began), "{other:?} after {before:?}");
+}
+
+#[tokio::test]
+async fn what_is_refused_for_what_it_says_costs_no_rows_and_no_bytes() {
+    let (guarded, key) = slowly_refilled().await;
+    let began = Instant::now();
+    assert_eq!(publish_as(&guarded, &key, "\"k1\"", large()).await.status, 202);
+    let (mut late, mut other, mut odd) = (large(), large(), large());
+    late["expires_at"] = json!("2001-01-01T00:00:00Z");
+    other["type"] = json!("u");
+    odd["type"] = json!("");
+    for _ in 0..5 {
+        for (name, body, code) in [
+            ("\"k1\"", &other, "idempotency_key_reused"),
+            ("\"k2\"", &late, "expiry_in_past"),
+            ("\"k3\"", &odd, "invalid_value"),
+        ] {
+            let reply = publish_as(&guarded, &key, name, body.clone()).await;
+            assert_eq!((reply.status, reply.json()["code"].as_str()), (422, Some(code)), "{reply:?}");
+            let now = left(&reply);
+            assert!(now[1] >= 9_000 && now[2] >= 949_000, "{code}: {now:?}");
+        }
+        let unnamed = publish(&guarded, &key, late.clone()).await;
+        assert_eq!(unnamed.json()["code"], "expiry_in_past");
+        assert!(left(&unnamed)[1] >= 9_000, "{unnamed:?}");
+    }
+
+    // In a batch each for itself: of these the last alone has new rows.
+    let before = left(&publish(&guarded, &key, late.clone()).await);
+    let mut repeat = large();
+    (repeat["idempotency_key"], other["idempotency_key"]) = (json!("k1"), json!("k1"));
+    let ask = guarded.service.ask("POST", "/v1/posts/batch").header("authorization", &key);
+    let reply = ask.json(json!({"posts": [late, other, repeat, post(500)]})).send().await;
+    let results = reply.json()["results"].as_array().expect("results").clone();
+    let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64()).collect();
+    assert_eq!(statuses, [422_u64, 422, 202, 202].map(Some), "{reply:?}");
+    let after = left(&reply);
+    assert!(after[1] >= 8_500 && after[1] <= before[1] - 500 + refilled(began), "{after:?} after {before:?}");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ macro_rules! quotas_suite {
                 what_is_refused_takes_nothing,
                 what_is_large_goes_into_debt,
                 what_comes_later_is_taken_whatever_is_left,
+                what_is_given_back_is_left_again_and_no_more_than_fits,
                 holders_do_not_concern_each_other,
                 charges_at_once_all_count,
                 a_limit_that_was_none_begins_full,
@@ -114,6 +115,29 @@ pub async fn what_comes_later_is_taken_whatever_is_left(quotas: &impl Quotas) {
         assert!(charged.left[1] >= debt && charged.left[1] <= debt + refilled(began, 1.0), "{charged:?}");
     }
     assert_eq!(charge(quotas, &order(1, false)).await.refused.expect("in debt").at, 1);
+}
+
+pub async fn what_is_given_back_is_left_again_and_no_more_than_fits(quotas: &impl Quotas) {
+    let (holder, began) = (key(), Instant::now());
+    let order = |posts, rows| Charge { holder, takes: [take(1, 10, posts), take(1, 100, rows), None], anyway: false };
+    let back = async |rows| quotas.give_back(&order(0, rows)).await.expect("counted");
+    let is = |left: f64, least: f64| left >= least && left <= least + refilled(began, 1.0);
+    assert_eq!(charge(quotas, &order(1, 1_000)).await.left[..2], [9.0, -900.0]);
+    assert!(charge(quotas, &order(1, 1)).await.refused.is_some(), "in debt");
+    // All of the debt, and one has come to the burst and no further.
+    let all = back(1_000).await;
+    assert_eq!((all.refused, all.left[1]), (None, 100.0));
+    assert!(is(all.left[0], 9.0), "{all:?}: what was not given back is as it was");
+    let next = charge(quotas, &order(1, 60)).await;
+    assert!(next.refused.is_none() && is(next.left[1], 40.0), "{next:?}: nobody owes anything");
+    let part = back(50).await;
+    assert!(is(part.left[1], 90.0) && part.left[1] <= 100.0, "{part:?}");
+    for _ in 0..5 {
+        assert_eq!(back(u64::MAX).await.left[1], 100.0);
+    }
+    // Of whom nothing is known all is left.
+    let unknown = Charge { holder: key(), ..order(0, 1_000) };
+    assert_eq!(quotas.give_back(&unknown).await.expect("counted").left[..2], [10.0, 100.0]);
 }
 
 pub async fn holders_do_not_concern_each_other(quotas: &impl Quotas) {

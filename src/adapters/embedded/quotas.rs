@@ -98,6 +98,18 @@ impl Account {
         }
         Charged { refused, left: self.left }
     }
+
+    /// Puts it back as [`EmbeddedQuotas::give_back_share`].
+    fn give_back(&mut self, charge: &Charge<'_>, nodes: u32) -> Charged {
+        self.refill(rates(charge));
+        let nodes = f64::from(nodes.max(1));
+        for (left, take) in self.left.iter_mut().zip(charge.takes) {
+            if let Some(take) = take {
+                *left = take.rate.given_back(*left, take.cost as f64 * nodes);
+            }
+        }
+        Charged { refused: None, left: self.left }
+    }
 }
 
 impl EmbeddedQuotas {
@@ -114,6 +126,16 @@ impl EmbeddedQuotas {
         self.update(charge.holder, |mut account| {
             let answer = charged.insert(account.charge(charge, nodes));
             answer.refused.is_none().then(|| account.changed(rates(charge)))
+        });
+        charged.expect("an account is looked at whether it is known or not")
+    }
+
+    /// As [`Quotas::give_back`], of what [`EmbeddedQuotas::charge_share`] has taken with as many `nodes`.
+    pub fn give_back_share(&self, charge: &Charge<'_>, nodes: u32) -> Charged {
+        let mut charged = None;
+        self.update(charge.holder, |mut account| {
+            charged = Some(account.give_back(charge, nodes));
+            Some(account.changed(rates(charge)))
         });
         charged.expect("an account is looked at whether it is known or not")
     }
@@ -172,10 +194,16 @@ impl Quotas for EmbeddedQuotas {
     async fn charge(&self, charge: &Charge<'_>) -> Result<Charged> {
         Ok(self.charge_share(charge, 1))
     }
+
+    async fn give_back(&self, charge: &Charge<'_>) -> Result<Charged> {
+        Ok(self.give_back_share(charge, 1))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::domain::Take;
 
@@ -263,5 +291,45 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
+    }
+
+    fn rows(burst: u64, cost: u64) -> Charge<'static> {
+        let take = Take { rate: Rate { per_s: 1, burst }, cost };
+        Charge { holder: Holder::Key(KeyId::from_bytes([1; 8])), takes: [None, Some(take), None], anyway: true }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_that_is_given_back_lifts_an_allowance_above_its_burst(
+            burst in 1..1_000_u64,
+            steps in prop::collection::vec((any::<bool>(), 0..2_000_u64, 0..5_u32), 1..40),
+        ) {
+            let quotas = quotas();
+            for (back, cost, nodes) in steps {
+                let order = rows(burst, cost);
+                let charged =
+                    if back { quotas.give_back_share(&order, nodes) } else { quotas.charge_share(&order, nodes) };
+                prop_assert_eq!(charged.refused, None);
+                prop_assert!(charged.left[1] <= burst as f64, "{} of {}", charged.left[1], burst);
+            }
+        }
+
+        #[test]
+        fn what_is_given_back_leaves_what_there_was(
+            burst in 1..1_000_u64,
+            before in 0..2_000_u64,
+            cost in 0..1_000_000_u64,
+            nodes in 0..5_u32,
+        ) {
+            let quotas = quotas();
+            let began = Instant::now();
+            let there_was = quotas.charge_share(&rows(burst, before), 1).left[1];
+            quotas.charge_share(&rows(burst, cost), nodes);
+            let left = quotas.give_back_share(&rows(burst, cost), nodes).left[1];
+            let most = there_was + began.elapsed().as_secs_f64() + 0.001;
+            prop_assert!(left >= there_was - 0.001 && left <= most, "{} after {}", left, there_was);
+        }
     }
 }

@@ -21,17 +21,26 @@ impl RedisQuotas {
     pub(super) fn new(revisions: RedisRevisions, timeout: Duration) -> Self {
         Self { revisions, timeout }
     }
+
+    /// One call of the script; `back` puts back what it would take otherwise.
+    async fn call(&self, charge: &Charge<'_>, back: bool) -> Result<Charged> {
+        let life = self.revisions.life()?;
+        life.still_in_force()?;
+        let inner = &self.revisions.inner;
+        let call = life.answer(inner.scripts.quota(life.connection(), &inner.keys, charge, back));
+        let answer = tokio::time::timeout(self.timeout, call).await;
+        let bytes = answer.map_err(|_| cannot("redis did not answer a charge within quota.shared_timeout_ms"))??;
+        decode(charge, &bytes).ok_or_else(|| Error::internal("the script gave no answer to a charge"))
+    }
 }
 
 impl Quotas for RedisQuotas {
     async fn charge(&self, charge: &Charge<'_>) -> Result<Charged> {
-        let life = self.revisions.life()?;
-        life.still_in_force()?;
-        let inner = &self.revisions.inner;
-        let call = life.answer(inner.scripts.quota(life.connection(), &inner.keys, charge));
-        let answer = tokio::time::timeout(self.timeout, call).await;
-        let bytes = answer.map_err(|_| cannot("redis did not answer a charge within quota.shared_timeout_ms"))??;
-        decode(charge, &bytes).ok_or_else(|| Error::internal("the script gave no answer to a charge"))
+        self.call(charge, false).await
+    }
+
+    async fn give_back(&self, charge: &Charge<'_>) -> Result<Charged> {
+        self.call(charge, true).await
     }
 }
 

@@ -1,6 +1,7 @@
--- KEYS: one holder's allowances. ARGV: 1 to take whatever is left, else 0; then of each allowance the units a second (0:
--- no limit), how many at once, and how many to take. Answers which allowance has nothing left (0: none, all is taken) and
--- what is left of each. The same as src/domain/quota.rs and src/adapters/embedded/quotas.rs, by this server's clock.
+-- KEYS: one holder's allowances. ARGV: 1 to take whatever is left, 2 to put back as far as it fits, else 0; then of each
+-- allowance the units a second (0: no limit), how many at once, and how many to take or put back. Answers which allowance
+-- has nothing left (0: none, all is done) and what is left of each. The same as src/domain/quota.rs and
+-- src/adapters/embedded/quotas.rs, by this server's clock.
 -- The value: when it was written (microseconds), what was left of each; doubles, exact for any time and number here.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -27,7 +28,8 @@ if refused == 0 then
   for i = 1, count do
     local per_s, burst = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
     if per_s > 0 then
-      left[i] = left[i] - tonumber(ARGV[3 * i + 1])
+      local cost = tonumber(ARGV[3 * i + 1])
+      if ARGV[1] == '2' then left[i] = math.min(burst, left[i] + cost) else left[i] = left[i] - cost end
       full_in = math.max(full_in, (burst - left[i]) / per_s)
     end
   end
