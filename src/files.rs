@@ -51,11 +51,15 @@ pub fn read_private(path: &Path, field: &str) -> Result<String> {
     read(path, field)
 }
 
-/// Writes a new file that only its owner may read. One that is there already is left alone.
+/// Writes a new file that only its owner may read, whole or not at all. One that is there already is left alone.
 pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // It was made just now: half of it is of no use, and would be in the way of the next try.
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 /// Files that are read again when they change.
@@ -65,6 +69,8 @@ pub struct Watch {
     seen: Vec<Option<Stamp>>,
     /// Looks in a row that found one of them missing.
     missed: u32,
+    /// Why they could not be loaded the last time, if so.
+    failure: Option<String>,
 }
 
 /// What changes with a file.
@@ -83,12 +89,28 @@ impl Watch {
     /// Takes the files as they are now for known: call it before they are read for the first time.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         let seen = paths.iter().map(|path| stamp(path)).collect();
-        Self { paths, seen, missed: 0 }
+        Self { paths, seen, missed: 0, failure: None }
     }
 
-    /// Whether any of them differs from what was there the last time: then read them, and tell what comes of it. A file
-    /// that is missing counts once, when two looks in a row do not find it, and again when it is back.
-    pub fn has_changed(&mut self) -> bool {
+    /// Loads the files if any of them differs from what was there the last time, and at every look while that fails: what
+    /// has kept them from being read, such as too many open files, may pass without a trace on them. The answer is what
+    /// is to be told and taken up: `None` while nothing is new, the same failure again included.
+    pub fn look<T>(&mut self, load: impl FnOnce() -> Result<T>) -> Option<Result<T>> {
+        let has_changed = self.has_changed();
+        let is_being_replaced = (1..LOOKS_MISSED).contains(&self.missed);
+        if !has_changed && (self.failure.is_none() || is_being_replaced) {
+            return None;
+        }
+        let loaded = load();
+        let failure = loaded.as_ref().err().map(ToString::to_string);
+        let is_known = failure.is_some() && failure == self.failure;
+        self.failure = failure;
+        (has_changed || !is_known).then_some(loaded)
+    }
+
+    /// Whether any of them differs from what was there the last time. A file that is missing counts once, when two looks
+    /// in a row do not find it, and again when it is back.
+    fn has_changed(&mut self) -> bool {
         let now: Vec<_> = self.paths.iter().map(|path| stamp(path)).collect();
         if now.iter().any(Option::is_none) {
             self.missed = self.missed.saturating_add(1);
@@ -148,6 +170,42 @@ mod tests {
         assert!(!watch.has_changed(), "it will come back");
         fs::write(&path, "ab").expect("written");
         assert!(watch.has_changed() && !watch.has_changed());
+    }
+
+    /// What a look comes to: nothing new, what was loaded, or why it was not.
+    fn look(watch: &mut Watch, load: Result<u8, &'static str>) -> Option<Result<u8, String>> {
+        let fail = |why| Error::unavailable("file_unusable", why);
+        let told = watch.look(|| load.map_err(fail));
+        told.map(|loaded| loaded.map_err(|error| error.detail().to_owned()))
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_tried_at_every_look_and_told_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("file");
+        fs::write(&path, "a").expect("written");
+        let mut watch = Watch::new(vec![path.clone()]);
+        assert_eq!(look(&mut watch, Ok(1)), None, "there is no need to");
+        fs::write(&path, "ab").expect("written");
+        let told = |why: &str| Some(Err(why.to_owned()));
+        assert_eq!(look(&mut watch, Err("busy")), told("busy"));
+        assert_eq!(look(&mut watch, Err("busy")), None, "the same");
+        assert_eq!(look(&mut watch, Err("broken")), told("broken"));
+        // From here on the file stays as it is.
+        assert_eq!(look(&mut watch, Ok(2)), Some(Ok(2)));
+        assert_eq!(look(&mut watch, Ok(3)), None, "loaded");
+        for text in ["abc", "abcd"] {
+            fs::write(&path, text).expect("written");
+            assert_eq!(look(&mut watch, Err("busy")), told("busy"), "another file, the same");
+        }
+        // One that is replaced in two steps is not missed, and one that is gone is told once.
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(look(&mut watch, Err("gone")), None);
+        assert_eq!(look(&mut watch, Err("gone")), told("gone"));
+        assert_eq!(look(&mut watch, Err("gone")), None);
+        fs::write(&path, "abcd").expect("written");
+        assert_eq!(look(&mut watch, Ok(4)), Some(Ok(4)));
+        assert_eq!(look(&mut watch, Ok(5)), None);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
@@ -20,8 +22,10 @@ const KEYS_MAX: usize = 100;
 const KID_BYTES_MAX: usize = 256;
 /// The least of a shared secret: as much as the hash has (RFC 7518, 3.2).
 const SECRET_BYTES_MIN: usize = 32;
-/// The least of an RSA modulus: 2,048 bits (RFC 7518, 3.3).
-const MODULUS_BYTES_MIN: usize = 256;
+/// Bits of an RSA modulus: the least by RFC 7518, 3.3, the most by the library that checks signatures.
+const MODULUS_BITS: RangeInclusive<usize> = 2_048..=8_192;
+/// Bits of an RSA exponent, by the same library: 1 is none, and long ones cost too much.
+const EXPONENT_BITS: RangeInclusive<usize> = 2..=33;
 
 /// A key that tokens are checked with.
 pub struct TokenKey {
@@ -104,7 +108,7 @@ impl KeySet {
         if jwk.d.is_some() {
             return Err("has a private key (\"d\"): tokens are checked here, so give the public part only".to_owned());
         }
-        let verifier = verifier(jwk, algorithm)?;
+        let verifier = verifier(jwk, algorithm).map_err(|what| format!("with the \"kid\" {kid:?} {what}"))?;
         if algorithm == Algorithm::HS256 && self.signer.is_none() {
             let key = EncodingKey::from_secret(&bytes(jwk.k.as_deref(), "k")?);
             self.signer = Some(Signer { kid: kid.clone(), key });
@@ -168,6 +172,8 @@ fn algorithm(jwk: &Jwk) -> Result<Option<Algorithm>, String> {
     }
 }
 
+/// What checks signatures. A key that none can be checked with is an error: it would be found out by nobody but viewers,
+/// each of whose tokens would be refused.
 fn verifier(jwk: &Jwk, algorithm: Algorithm) -> Result<DecodingKey, String> {
     match algorithm {
         Algorithm::HS256 => {
@@ -179,26 +185,48 @@ fn verifier(jwk: &Jwk, algorithm: Algorithm) -> Result<DecodingKey, String> {
         }
         Algorithm::RS256 => {
             let (n, e) = (bytes(jwk.n.as_deref(), "n")?, bytes(jwk.e.as_deref(), "e")?);
-            if n.len() < MODULUS_BYTES_MIN {
-                return Err(format!("must have a modulus of at least 2048 bits, has {}", n.len() * 8));
-            }
+            check_number("n", &n, &MODULUS_BITS)?;
+            check_number("e", &e, &EXPONENT_BITS)?;
             Ok(DecodingKey::from_rsa_raw_components(&n, &e))
         }
         Algorithm::ES256 => {
             let (x, y) = (bytes(jwk.x.as_deref(), "x")?, bytes(jwk.y.as_deref(), "y")?);
             if x.len() != 32 || y.len() != 32 {
-                return Err("must have coordinates of 32 bytes each".to_owned());
+                return Err("must have an \"x\" and a \"y\" of 32 bytes each".to_owned());
             }
-            Ok(DecodingKey::from_ec_der(&[&[4], &x[..], &y[..]].concat()))
+            let point = [&[4], &x[..], &y[..]].concat();
+            if ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &point).is_err() {
+                return Err("has an \"x\" and a \"y\" that are no point of P-256".to_owned());
+            }
+            Ok(DecodingKey::from_ec_der(&point))
         }
         _ => {
+            // More than that the library that checks signatures does not tell before it has one.
             let x = bytes(jwk.x.as_deref(), "x")?;
             if x.len() != 32 {
-                return Err("must have a public key of 32 bytes".to_owned());
+                return Err("must have an \"x\" of 32 bytes".to_owned());
             }
             Ok(DecodingKey::from_ed_der(&x))
         }
     }
+}
+
+/// Whether the library that checks signatures takes a part of an RSA key; it says so only when it has a signature.
+fn check_number(name: &str, bytes: &[u8], bits: &RangeInclusive<usize>) -> Result<(), String> {
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return Err(format!("has an empty {name:?}")) };
+    if *first == 0 {
+        // RFC 7518, 2 (Base64urlUInt): no more bytes than it takes.
+        return Err(format!("has an {name:?} that begins with a byte of zeros"));
+    }
+    let has = bytes.len() * 8 - first.leading_zeros() as usize;
+    if !bits.contains(&has) {
+        let (least, most) = (bits.start(), bits.end());
+        return Err(format!("must have an {name:?} of at least {least} bits and at most {most}, has {has}"));
+    }
+    if *last & 1 == 0 {
+        return Err(format!("has an even {name:?}"));
+    }
+    Ok(())
 }
 
 fn bytes(text: Option<&str>, name: &str) -> Result<Vec<u8>, String> {
@@ -271,6 +299,37 @@ mod tests {
         let many: Vec<(String, &str)> = (0..101).map(|n| (n.to_string(), ED)).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(kid, rest)| (&**kid, *rest)).collect();
         assert_eq!(KeySet::parse(&set(&many), "f").expect_err("many").limit_and_value(), Some((100, 101)));
+    }
+
+    #[test]
+    fn what_no_signature_can_be_checked_with_is_refused_by_its_name() {
+        let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let ed = |x: &[u8]| format!(r#""kty":"OKP","crv":"Ed25519","x":"{}""#, part(x));
+        let rsa = |n: &[u8], e: &[u8]| format!(r#""kty":"RSA","n":"{}","e":"{}""#, part(n), part(e));
+        let (modulus, exponent) = (vec![0xc1; 256], vec![1, 0, 1]);
+        let swapped = P256.replace(r#""x""#, r#""z""#).replace(r#""y""#, r#""x""#).replace(r#""z""#, r#""y""#);
+        for (key, words) in [
+            (swapped, r#"an "x" and a "y" that are no point of P-256"#),
+            (ed(&[3; 31]), r#"an "x" of 32 bytes"#),
+            (rsa(&[], &exponent), r#"an empty "n""#),
+            (rsa(&[0; 256], &exponent), r#"an "n" that begins"#),
+            (rsa(&[0xc2; 256], &exponent), r#"an even "n""#),
+            (rsa(&[1; 256], &exponent), r#"an "n" of at least 2048 bits and at most 8192, has 2041"#),
+            (rsa(&[1; 1_025], &exponent), "has 8193"),
+            (rsa(&modulus, &[]), r#"an empty "e""#),
+            (rsa(&modulus, &[0, 1, 0, 1]), r#"an "e" that begins"#),
+            (rsa(&modulus, &[1]), r#"an "e" of at least 2 bits"#),
+            (rsa(&modulus, &[1, 0]), r#"an even "e""#),
+            (rsa(&modulus, &[3, 0, 0, 0, 1]), "has 34"),
+        ] {
+            let error = KeySet::parse(&set(&[("good", ED), ("bad", &key)]), "f").expect_err(words);
+            assert_eq!(error.code(), "invalid_jwks");
+            let kid = r#"keys[1] with the "kid" "bad" "#;
+            assert!(error.detail().starts_with(kid) && error.detail().contains(words), "{words:?} is not in {error}");
+        }
+        for key in [ed(&[3; 32]), rsa(&modulus, &[3]), rsa(&[0xc1; 1_024], &[1, 0, 0, 0, 1])] {
+            KeySet::parse(&set(&[("good", &key)]), "f").expect(&key);
+        }
     }
 
     #[test]

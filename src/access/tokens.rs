@@ -205,22 +205,20 @@ impl Tokens {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Looks at the file of keys for ever. One that is broken or gone changes nothing, and is told.
+    /// Looks at the file of keys for ever. One that is broken or gone changes nothing, is told once, and tried again.
     pub async fn reload(&self, config: &config::Access, mut watch: Watch) {
         let mut ticks = tokio::time::interval(Duration::from_millis(config.jwks_reload_ms));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if !watch.has_changed() {
-                continue;
-            }
-            let result = match load(config) {
-                Ok(keys) => {
+            let result = match watch.look(|| load(config)) {
+                None => continue,
+                Some(Ok(keys)) => {
                     info!(file = %config.jwks_file, ?keys, "the keys of viewers' tokens were read again");
                     self.replace(keys);
                     "ok"
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     warn!(%error, code = error.code(), "the file of viewers' tokens' keys cannot be used; the old keys stay");
                     "error"
                 }

@@ -57,22 +57,21 @@ impl Tls {
         Duration::from_millis(self.config.handshake_timeout_ms)
     }
 
-    /// Looks at the files for ever. A pair that is broken changes nothing, and is told.
+    /// Looks at the files for ever. A pair that is broken changes nothing, is told once, and tried again.
     pub(super) async fn reload(&self) {
         let mut ticks = tokio::time::interval(Duration::from_millis(self.config.reload_ms));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if !self.watch.lock().unwrap_or_else(PoisonError::into_inner).has_changed() {
-                continue;
-            }
-            let result = match load(&self.config) {
-                Ok(fresh) => {
+            let look = self.watch.lock().unwrap_or_else(PoisonError::into_inner).look(|| load(&self.config));
+            let result = match look {
+                None => continue,
+                Some(Ok(fresh)) => {
                     *self.present.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
                     info!(file = %self.config.certificate_file, "the certificate was read again");
                     "ok"
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     warn!(%error, code = error.code(), "the new certificate cannot be used; the old one stays");
                     "error"
                 }

@@ -221,7 +221,10 @@ async fn a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing() {
     assert_eq!(status(&old).await, 200, "both, while one is being replaced");
 
     let clash = json!({"keys": [new.jwk(), new.jwk()]}).to_string();
-    for broken in ["", "{", r#"{"keys":[]}"#, &clash] {
+    let mut off = old.jwk();
+    off["y"] = off["x"].clone();
+    let off_the_curve = json!({"keys": [new.jwk(), off]}).to_string();
+    for broken in ["", "{", r#"{"keys":[]}"#, &clash, &off_the_curve] {
         let before = failed().await;
         replace(&path, broken);
         eventually("the broken file is met", async || failed().await > before).await;
