@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::domain::{KeyEnd, KeyId, ProducerId, ProducerKey, Scope, Scopes, SecretHash, Time};
 use crate::error::{Error, Kind, Result};
-use crate::ports::{Keys as _, Path};
+use crate::ports::{Keys, Path};
 use crate::turns::Turns;
 
 /// Lookups of ids that have not been seen before, at the same time. Somebody who tries keys at random gets these and no
@@ -292,6 +292,10 @@ impl KeyBook {
     /// Makes a successor that stands for the same producer, opens the same and lives as long as the old one was made for;
     /// the old one works for `overlap` more. Without any it is revoked: an instant would be one of this machine's clock, and
     /// come later elsewhere.
+    ///
+    /// Once the successor is there it is handed over, whatever becomes of the old one's end: a write that failed may have
+    /// landed, or land yet, and who has neither key then is locked out for good. What is not known to have ended is
+    /// answered as it was before, and told in the log.
     pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<(ProducerKey, IssuedKey)> {
         let now = self.0.clock.now();
         let old = self.0.store.find_key(id).await?.ok_or_else(|| unknown_key(id))?;
@@ -309,18 +313,18 @@ impl KeyBook {
                 expires_at: life.map(|life| now.after(life)),
                 made_until: None,
                 last_used: None,
-                ..old
+                ..old.clone()
             })
             .await?;
         let end = if overlap.is_zero() { KeyEnd::Revoked(now) } else { KeyEnd::Expires(now.after(overlap)) };
-        match self.end(id, end).await {
-            Ok(old) => Ok((old, issued)),
+        match end_replaced(&self.0.store, id, end).await {
+            Ok(ended) => {
+                self.keep(&ended, Instant::now());
+                Ok((ended, issued))
+            }
             Err(error) => {
-                // Nobody is told its secret, so nobody needs it.
-                if let Err(error) = self.end(issued.key.id, KeyEnd::Revoked(now)).await {
-                    warn!(%error, key = %issued.key.id, "a successor that nobody has works: revoke it");
-                }
-                Err(error)
+                warn!(%error, key = %id, successor = %issued.key.id, "a rotated key may work on: revoke it");
+                Ok((old, issued))
             }
         }
     }
@@ -331,6 +335,19 @@ impl KeyBook {
         let keys = self.0.store.list_keys().await?;
         Ok(keys.iter().any(|key| key.is_live(now) && key.scopes.has(Scope::Admin)))
     }
+}
+
+/// Ends a key that has a successor. Who is told of a failure does not know whether it has landed, so it is tried once more
+/// with the same instant: the store looks at the key again, leaves an end that is there, and writes one that is not.
+async fn end_replaced(store: &impl Keys, id: KeyId, end: KeyEnd) -> Result<ProducerKey> {
+    let ended = match store.end_key(id, end).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            warn!(%error, key = %id, "the end of a rotated key is tried again");
+            store.end_key(id, end).await?
+        }
+    };
+    ended.ok_or_else(|| unknown_key(id))
 }
 
 impl Known {
@@ -380,4 +397,85 @@ fn check_ttl(seconds: u64, max: u64) -> Result<()> {
 
 fn unknown_key(id: KeyId) -> Error {
     Error::not_found("key_not_found", format!("there is no key {id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A store of one key, whose next calls fail: with `true`, after the write has landed.
+    struct Shaky {
+        key: Mutex<ProducerKey>,
+        failures: Mutex<Vec<bool>>,
+    }
+
+    impl Shaky {
+        fn new(failures: &[bool]) -> Self {
+            let key = ProducerKey {
+                id: KeyId::from_bytes([1; 8]),
+                producer: ProducerId::local(),
+                name: "shop".to_owned(),
+                scopes: [Scope::Admin].into_iter().collect(),
+                hash: SecretHash([7; 32]),
+                created_at: Time::from_millis(0),
+                expires_at: None,
+                made_until: None,
+                revoked_at: None,
+                last_used: None,
+            };
+            Self { key: Mutex::new(key), failures: Mutex::new(failures.to_vec()) }
+        }
+
+        fn no<T>() -> Result<T> {
+            Err(Error::unavailable("store_unavailable", "no answer"))
+        }
+    }
+
+    impl Keys for Shaky {
+        async fn end_key(&self, _: KeyId, end: KeyEnd) -> Result<Option<ProducerKey>> {
+            let failure = self.failures.lock().expect("whole").pop();
+            let mut key = self.key.lock().expect("whole");
+            if failure != Some(false) {
+                end.apply(&mut key);
+            }
+            if failure.is_some() { Self::no() } else { Ok(Some(key.clone())) }
+        }
+
+        async fn create_key(&self, _: &ProducerKey) -> Result<()> {
+            Self::no()
+        }
+
+        async fn find_key(&self, _: KeyId) -> Result<Option<ProducerKey>> {
+            Self::no()
+        }
+
+        async fn list_keys(&self) -> Result<Vec<ProducerKey>> {
+            Self::no()
+        }
+
+        async fn note_used(&self, _: KeyId, _: Time) -> Result<()> {
+            Self::no()
+        }
+
+        async fn forget_key(&self, _: KeyId) -> Result<()> {
+            Self::no()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_failed_is_tried_again_whether_it_has_landed_or_not() {
+        let at = Time::from_millis(5_000);
+        for (end, ended) in [(KeyEnd::Revoked(at), (Some(at), None)), (KeyEnd::Expires(at), (None, Some(at)))] {
+            for failures in [&[] as &[bool], &[false], &[true]] {
+                let store = Shaky::new(failures);
+                let key = end_replaced(&store, KeyId::from_bytes([1; 8]), end).await.expect("ended");
+                assert_eq!((key.revoked_at, key.expires_at), ended, "{failures:?}");
+            }
+            let store = Shaky::new(&[true, true]);
+            let error = end_replaced(&store, KeyId::from_bytes([1; 8]), end).await.expect_err("no answer at all");
+            assert_eq!(error.code(), "store_unavailable");
+        }
+    }
 }

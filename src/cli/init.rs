@@ -10,9 +10,9 @@ use super::fault::{Fault, Result};
 use super::keys::{create_audited, open_audited};
 use super::out;
 use super::serve::{self, ModeArg};
-use crate::access::{KeyText, NewKey};
+use crate::access::{Caller, KeyBook, KeyText, NewKey, audit};
 use crate::config::{AccessMode, Config, Mode, Overrides};
-use crate::domain::Scope;
+use crate::domain::{KeyId, Scope};
 use crate::error::Kind;
 use crate::files;
 
@@ -109,8 +109,25 @@ async fn complete(args: &Args, has_key: bool) -> Result<()> {
     }
     let scopes = [Scope::Admin].into_iter().collect();
     let order = NewKey { name: "admin".to_owned(), producer: None, scopes, ttl: None };
-    let issued = create_audited(&config, &order).await?;
-    write(&args.key_file, &format!("{}\n", issued.text.reveal()))
+    let book = open_audited(&config).await?;
+    let issued = create_audited(&book, &order).await?;
+    match write(&args.key_file, &format!("{}\n", issued.text.reveal())) {
+        Ok(()) => Ok(()),
+        Err(unwritten) => Err(take_back(&book, issued.key.id, &unwritten).await),
+    }
+}
+
+/// Revokes a key that could not be written down. Nobody has it, and while it worked it would count as an admin's: that
+/// nobody can get in would be told to nobody.
+async fn take_back(book: &KeyBook, id: KeyId, unwritten: &Fault) -> Fault {
+    let what = match book.revoke(id).await {
+        Ok(revoked) => {
+            audit::key("key_revoked", &Caller::Anyone, &revoked, None);
+            "is revoked again".to_owned()
+        }
+        Err(error) => format!("works, and cannot be revoked now ({error}): revoke it, nobody has it"),
+    };
+    Fault::Local(format!("{unwritten}; the key {id}, which was made for it, {what}"))
 }
 
 /// A key of another store, or one that has ended, would lock everybody out without a word. It is never made valid again:

@@ -154,9 +154,12 @@ pub async fn run(args: Args) -> Result<()> {
             let client = connect.client()?;
             let told = post(&client, &format!("/v1/keys/{key}/rotate"), &body).await?;
             let replaced: Told = serde_json::from_value(told["replaced"].clone()).unwrap_or_default();
-            match replaced.expires_at.filter(|_| replaced.state == "live") {
-                Some(until) => out::note(format_args!("{key} works until {until}")),
-                None => out::note(format_args!("{key} works no more")),
+            match replaced.expires_at {
+                Some(until) if replaced.state == "live" => out::note(format_args!("{key} works until {until}")),
+                None if replaced.state == "live" => {
+                    out::note(format_args!("{key} may work on, its end could not be written: revoke it"));
+                }
+                _ => out::note(format_args!("{key} works no more")),
             }
             hand_over(told["key"].clone(), save.as_deref(), connect.json())
         }
@@ -181,7 +184,7 @@ async fn create_local(args: CreateArgs) -> Result<()> {
     let config = serve::load(&Overrides { file: args.config, data: args.data, ..Overrides::default() })?;
     let scopes = parse_scopes(args.scopes.iter().map(String::as_str))?;
     let order = NewKey { name: args.name, producer: args.producer, scopes, ttl: args.expires };
-    let issued = create_audited(&config, &order).await?;
+    let issued = create_audited(&open_audited(&config).await?, &order).await?;
     let told = json!({
         "key_id": issued.key.id.to_string(),
         "name": issued.key.name,
@@ -200,9 +203,9 @@ pub async fn open_audited(config: &Config) -> Result<KeyBook> {
     Ok(crate::service::open_keys(config).await?)
 }
 
-/// Makes a key in the store of a configuration.
-pub async fn create_audited(config: &Config, order: &NewKey) -> Result<IssuedKey> {
-    let issued = open_audited(config).await?.create(order).await?;
+/// Makes a key.
+pub async fn create_audited(book: &KeyBook, order: &NewKey) -> Result<IssuedKey> {
+    let issued = book.create(order).await?;
     audit::key("key_created", &Caller::Anyone, &issued.key, None);
     Ok(issued)
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Output;
 
 use fanfold::access::KeyText;
+use fanfold::access::credential::KeySecret;
+use fanfold::domain::KeyId;
 
 use crate::command::{CLI, NO_SETTINGS, std_command};
 
@@ -81,6 +83,29 @@ fn init_looks_at_what_is_there_and_takes_nothing_for_good_that_is_not() {
     std::fs::write(dir.join(FILES[1]), key).expect("written");
     std::fs::write(dir.join(FILES[0]), config.replace("mode = \"on\"", "mode = \"off\"")).expect("written");
     refused(dir, AGAIN, &["fanfold.toml", "access.mode is off"]);
+}
+
+#[test]
+fn a_first_key_that_cannot_be_written_down_is_taken_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path();
+    let output = fanfold(dir, "init --key-file nowhere/admin.key");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{told}");
+    assert!(told.contains("cannot write nowhere/admin.key") && told.contains("is revoked again"), "{told}");
+    let key = |event: &str| {
+        let line = told.lines().find(|line| line.contains(&format!("audit: event=\"{event}\""))).expect(event);
+        line.split_whitespace().find(|word| word.starts_with("key=")).expect("a key")
+    };
+    assert_eq!(key("key_created"), key("key_revoked"));
+    assert!(!dir.join(FILES[0]).exists(), "the same command can be given again");
+
+    // By the store, too: whoever shows a key that it does not know is told that no other lets them in.
+    let unknown = KeyText { id: KeyId::from_bytes([7; 8]), secret: KeySecret::random() };
+    fanfold::files::write_private(&dir.join(FILES[1]), &unknown.reveal()).expect("written");
+    refused(dir, AGAIN, &["there is no such key", "no other has the scope admin"]);
+    std::fs::remove_file(dir.join(FILES[1])).expect("removed");
+    good(dir, "init");
 }
 
 #[test]
