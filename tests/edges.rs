@@ -1,23 +1,25 @@
 //! Edges that random histories seldom reach: a clock that jumps, an inbox that is too long, items that come back, a worker
-//! that panics.
+//! that panics. With `FANFOLD_TEST_MODE=cluster` on a cluster's adapters, but for what these have not.
 
 #[path = "support/in_process.rs"]
 mod in_process;
+mod support;
 #[path = "support/wait.rs"]
 mod wait;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use fanfold::adapters::Revisions;
 use fanfold::clock::Clock;
-use fanfold::domain::{Lane, Mark, PostId, ProducerId, Task, Time};
+use fanfold::domain::{Chunk, Lane, Mark, Post, PostId, ProducerId, Task, Time};
 use fanfold::marks::Target;
 use fanfold::ports::{Path, Queue as _, Store as _};
 use fanfold::reader::Poll;
 use fanfold::relay::{Relay, RelayLimits, RelayParts};
 use fanfold::tuning::LaneLimits;
 use futures::future::join;
-use in_process::{ITEMS_MAX, RELAY_LIMITS, Stage};
+use in_process::samples::post_at;
+use in_process::{Home, ITEMS_MAX, RELAY_LIMITS, Stage};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -134,7 +136,7 @@ fn patient_relay(stage: &Stage) -> Relay {
     let parts = RelayParts {
         store: stage.service.store.for_path(Path::Relay),
         queue: stage.service.queue.clone(),
-        revisions: Revisions::Embedded(stage.service.revisions.clone()),
+        revisions: stage.service.revisions.clone(),
         withdrawals: None,
         clock: stage.clock.clone(),
         limits: RelayLimits { redrive_after: hour, redrive_after_max: hour, ..RELAY_LIMITS },
@@ -142,9 +144,10 @@ fn patient_relay(stage: &Stage) -> Relay {
     Relay::new(parts, 0)
 }
 
+/// In the embedded queue, in every mode: what RabbitMQ has taken gives way to none.
 #[tokio::test]
 async fn what_gave_way_to_another_producer_is_driven_again() {
-    let stage = Stage::new(Clock::manual(NOW)).await;
+    let stage = Stage::at(Home::embedded(), Clock::manual(NOW)).await;
     let mut relay = patient_relay(&stage);
     // What is met in the first round is driven at once.
     relay.pass().await.expect("passed");
@@ -168,24 +171,38 @@ async fn what_gave_way_to_another_producer_is_driven_again() {
 
 #[tokio::test]
 async fn a_full_line_of_one_producer_keeps_no_other_from_being_driven() {
-    let mut stage = Stage::new(Clock::manual(NOW)).await;
-    let shop = ProducerId::parse("producer", "shop").expect("valid");
-    let small = stage.publish_as(shop.clone()).await;
-    assert_eq!(stage.service.drain().await.len(), 1, "and it is lost");
-    for _ in 0..8 {
+    // Eight places in a lane, as embedded: on a cluster in two queues of four each, beside the one that all have in common.
+    let home = Home::with(|config| (config.rabbitmq.fair_queues, config.fanout.queue_tasks_max) = (8, 8 * 4));
+    let mut stage = Stage::at(home.await, Clock::manual(NOW)).await;
+    // As if its task had been lost.
+    let small = Post { producer: ProducerId::parse("producer", "shop").expect("valid"), ..post_at(NOW, 1) };
+    let chunk = Chunk { no: 0, viewers: [stage.ben.clone()].into() };
+    stage.service.store.create_post(&small, &[chunk]).await.expect("created");
+    for _ in 0..8 + 4 {
         stage.publish().await;
     }
     let pass = stage.service.relay.pass().await.expect("passed");
     assert!(pass.driven == 1 && pass.lane_full, "{pass:?}");
-    assert_eq!(stage.service.drain().await[1].post_id, small);
+    let held: Vec<PostId> = stage.service.take_waiting(Lane::Small).await.iter().map(|task| task.post_id).collect();
+    let place = held.iter().position(|id| *id == small.id);
+    assert!(place.is_some(), "{held:?}");
+    // On a cluster turns are as long as a whole task, and these are small.
+    assert!(support::is_cluster() || place == Some(1), "its turn is the second: {held:?}");
 }
 
 /// Panics when a worker of this thread counts the rows it has written: in the middle of its task.
-struct Panicking;
+#[derive(Default)]
+struct Panicking {
+    /// Tasks that have failed.
+    failures: AtomicU32,
+}
 
 impl Recorder for Panicking {
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         assert!(key.name() != "fanfold_fanout_rows_total", "as planted");
+        if key.name() == "fanfold_fanout_failures_total" {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
         Counter::noop()
     }
 
@@ -203,15 +220,15 @@ impl Recorder for Panicking {
 }
 
 /// Has a worker, on this thread, take the one task that waits and finish with it.
-async fn work(stage: &Stage) {
-    let (fanout, queue, stop) = (&stage.service.fanout, &stage.service.queue, CancellationToken::new());
+async fn work(stage: &Stage, done: &str, is_done: impl AsyncFnMut() -> bool) {
+    let (fanout, stop) = (&stage.service.fanout, CancellationToken::new());
     let (_tuner, limits) = watch::channel(LaneLimits { tasks: 1 });
-    let taken = async {
-        eventually("the task is taken", async || queue.depth(Lane::Small).await.expect("asked") == 0).await;
-        // What it has in hand then, it finishes.
+    let watched = async {
+        eventually(done, is_done).await;
+        // What it still has in hand, it finishes.
         stop.cancel();
     };
-    let ended = timeout(PATIENCE, join(fanout.work(Lane::Small, limits, stop.clone()), taken)).await;
+    let ended = timeout(PATIENCE, join(fanout.work(Lane::Small, limits, stop.clone()), watched)).await;
     ended.expect("it comes to an end");
 }
 
@@ -221,19 +238,19 @@ async fn a_task_that_panics_fails_and_is_parked_in_the_end() {
     let (store, queue, fanout) = (&stage.service.store, &stage.service.queue, &stage.service.fanout);
     let id = stage.publish().await;
     let task = stage.service.drain().await.remove(0);
-    let planted = metrics::set_default_local_recorder(&Panicking);
+    let panicking = Panicking::default();
+    let planted = metrics::set_default_local_recorder(&panicking);
     for attempt in 0..fanout.attempts_max {
         assert!(store.parked(id).await.expect("read").is_empty(), "before attempt {attempt}");
         // As the relay drives it again.
         let again = Task { attempt, ..task.clone() };
         assert_eq!(queue.publish(&ProducerId::local(), vec![again]).await.expect("asked"), 1);
-        work(&stage).await;
+        work(&stage, "it fails", async || panicking.failures.load(Ordering::Relaxed) > attempt).await;
         assert_eq!(fanout.board.in_hand(), 0, "after attempt {attempt}");
     }
     drop(planted);
     let parked = store.parked(id).await.expect("read");
     assert_eq!(parked.iter().map(|chunk| chunk.no).collect::<Vec<_>>(), [task.chunk.no]);
     let next = stage.publish().await;
-    work(&stage).await;
-    assert!(inbox(&stage).await.contains(&next), "the next one is served");
+    work(&stage, "the next one is served", async || inbox(&stage).await.contains(&next)).await;
 }

@@ -1,7 +1,11 @@
-//! Two things at once, many times over: what one of them must never miss of the other.
+//! Two things at once, many times over: what one of them must never miss of the other. With `FANFOLD_TEST_MODE=cluster` on a
+//! cluster's adapters.
 
 #[path = "support/in_process.rs"]
 mod in_process;
+mod support;
+#[path = "support/wait.rs"]
+mod wait;
 
 use fanfold::clock::Clock;
 use fanfold::domain::{Mark, ProducerId};
@@ -9,13 +13,16 @@ use fanfold::marks::Target;
 use fanfold::reader::Poll;
 use in_process::Stage;
 
-const ROUNDS: usize = 400;
+/// How often. On a cluster a round takes dozens of answers of servers.
+fn rounds() -> std::ops::Range<usize> {
+    0..if support::is_cluster() { 100 } else { 400 }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_read_beside_a_fan_out_is_never_older_than_its_token() {
     let stage = Stage::new(Clock::system()).await;
     let reader = &stage.service.reader;
-    for _ in 0..ROUNDS {
+    for _ in rounds() {
         let id = stage.publish().await;
         let fan_out = stage.fan_out().await;
         // Page after page until the fan-out is over: one of them straddles the bump.
@@ -38,7 +45,7 @@ async fn a_delta_read_beside_a_fan_out_loses_nothing() {
     let stage = Stage::new(Clock::system()).await;
     let reader = &stage.service.reader;
     let mut token = reader.first_page(&stage.ben, false, 6).await.expect("read").token.expect("given");
-    for _ in 0..ROUNDS {
+    for _ in rounds() {
         let id = stage.publish().await;
         let fan_out = stage.fan_out().await;
         let mut found = false;
@@ -59,7 +66,7 @@ async fn a_delta_read_beside_a_fan_out_loses_nothing() {
 async fn marking_all_beside_a_fan_out_marks_nothing_unread() {
     let stage = Stage::new(Clock::system()).await;
     let (reader, marker) = (&stage.service.reader, &stage.service.marker);
-    for _ in 0..ROUNDS {
+    for _ in rounds() {
         let token = reader.first_page(&stage.ben, false, 6).await.expect("read").token.expect("given");
         let id = stage.publish().await;
         let fan_out = stage.fan_out().await;
@@ -79,7 +86,7 @@ async fn marking_all_beside_a_fan_out_marks_nothing_unread() {
 async fn a_retract_beside_its_own_fan_out_stays_hidden() {
     let stage = Stage::new(Clock::system()).await;
     let reader = &stage.service.reader;
-    for _ in 0..ROUNDS {
+    for _ in rounds() {
         let id = stage.publish().await;
         let fan_out = stage.fan_out().await;
         let shown = |page: &fanfold::reader::Page| page.items.iter().any(|item| item.post.id == id);

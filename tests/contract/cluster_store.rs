@@ -14,10 +14,13 @@ use fanfold::ports::{Intent, MarkOrder, Path, Pending, Settled, Store as _};
 use tokio::sync::OnceCell;
 
 use crate::cluster_marks::run_until;
+use crate::proxy::Proxy;
 use crate::{START, next_version, post_at, viewer};
 
 const SERVER: &str = "FANFOLD_TEST_CQL";
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// When an answer that has not come counts as lost, where answers get lost.
+const LOST_AFTER: Duration = Duration::from_secs(4);
 
 /// Where the server is.
 fn server() -> Option<Vec<String>> {
@@ -120,13 +123,23 @@ impl OpenStore {
         let clock = Clock::manual(START);
         (connect(&self.points, &self.keyspace, &clock).await, clock)
     }
+
+    /// A second process whose line can lose answers, and what is in the line: the driver takes the contact point's port for
+    /// that of every node. For a write's answer it waits some seconds, longer than any write takes.
+    pub async fn by_proxy(&self) -> (ScyllaStore, Proxy) {
+        let proxy = Proxy::start_before_store(self.points[0].clone()).await.expect("a proxy");
+        let options = options(&[proxy.address()], &self.keyspace, &self.clock);
+        let (write_timeout, lwt_timeout) = (LOST_AFTER, LOST_AFTER);
+        let options = ScyllaOptions { write_timeout, lwt_timeout, ..options };
+        (ScyllaStore::connect(options).await.expect("connected"), proxy)
+    }
 }
 
 crate::store_suite!(store, super::OpenStore::new());
 crate::control_suite!(control, super::OpenStore::new());
 
 /// What is pending of a post, all shards looked through.
-async fn pending_of(store: &ScyllaStore, id: PostId) -> Vec<Pending> {
+pub async fn pending_of(store: &ScyllaStore, id: PostId) -> Vec<Pending> {
     let mut found = Vec::new();
     for shard in 0..store.shards() {
         found.extend(store.pending(shard, None, 10_000).await.expect("read").entries);
@@ -315,19 +328,6 @@ async fn another_process_sees_withdrawals_until_they_are_settled() {
     assert_eq!(mine(opened.store.withdrawals().await.expect("read")), 0);
 }
 
-#[tokio::test]
-async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
-    let Some(points) = server() else { return };
-    let name = migrated_keyspace(&points).await;
-    let clock = Clock::manual(START);
-    // The shorter rows live, the less there is to scan: a week and an hour.
-    let options = ScyllaOptions { inbox_ttl: Duration::from_secs(3600), ..options(&points, &name, &clock) };
-    let relay = ScyllaStore::connect(options).await.expect("connected").for_path(Path::Relay);
-    let slow_clock = Clock::manual(START.before(Duration::from_secs(3600)));
-    let slow = connect(&points, &name, &slow_clock).await;
-    let post = post_at(START, 1);
-    slow.create_post(&post, &[Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
-    assert_eq!(pending_of(&relay, post.id).await, [], "before the low-water mark");
 /// The store's clock was an hour ahead for one answer: what is written after the next one lies where everybody looks.
 #[tokio::test]
 async fn one_wrong_answer_of_the_stores_clock_decides_nothing_later() {
@@ -346,6 +346,19 @@ async fn one_wrong_answer_of_the_stores_clock_decides_nothing_later() {
     assert!(entries.iter().all(|entry| entry.since.since(START) < Duration::from_secs(1)), "{entries:?}");
 }
 
+#[tokio::test]
+async fn an_entry_by_a_slow_clock_is_found_by_the_daily_scan() {
+    let Some(points) = server() else { return };
+    let name = migrated_keyspace(&points).await;
+    let clock = Clock::manual(START);
+    // The shorter rows live, the less there is to scan: a week and an hour.
+    let options = ScyllaOptions { inbox_ttl: Duration::from_secs(3600), ..options(&points, &name, &clock) };
+    let relay = ScyllaStore::connect(options).await.expect("connected").for_path(Path::Relay);
+    let slow_clock = Clock::manual(START.before(Duration::from_secs(3600)));
+    let slow = connect(&points, &name, &slow_clock).await;
+    let post = post_at(START, 1);
+    slow.create_post(&post, &[Chunk { no: 0, viewers: [viewer("a")].into() }]).await.expect("created");
+    assert_eq!(pending_of(&relay, post.id).await, [], "before the low-water mark");
     clock.set(START.after(DAY));
     assert_eq!(pending_of(&relay, post.id).await.len(), 1);
     let restarted = connect(&points, &name, &clock).await;

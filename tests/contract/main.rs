@@ -1,5 +1,6 @@
 //! One suite a port: what any adapter must do, run against every adapter there is.
 
+mod cluster_lost_answers;
 mod cluster_marks;
 mod cluster_queue;
 mod cluster_quotas;

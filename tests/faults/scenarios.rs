@@ -12,7 +12,7 @@ use crate::late;
 use crate::load::viewer_names;
 use crate::processes::{Process, Role};
 use crate::producer::{Post, body};
-use crate::proxy::{Line, Proxy};
+use crate::proxy::{Answer, Line, Proxy};
 use crate::redis_faults;
 use crate::stack::{Entry, RedisServer, empty_queues, waiting_tasks};
 use crate::stage::{Env, Faulted, Needs, Scenario, Stage};
@@ -32,6 +32,8 @@ const PATIENT_MS: &str = "30000";
 const SHARDS: usize = 8;
 /// How long another relay may take to have a stopped one's shards. README.md says 15 s; the machine may be slow.
 const TAKEN_OVER: Duration = Duration::from_secs(20);
+/// How long it may take until the answer to a write is lost, under a load that writes all the time.
+const REPLY_LOST: Duration = Duration::from_secs(10);
 /// Where the numbers begin of posts that a scenario publishes for everybody.
 const OWN_POSTS: u64 = 920_000_000;
 
@@ -362,16 +364,20 @@ async fn cql_stopped(stage: &mut Stage) -> Outcome<Faulted> {
     Ok(Faulted { times: 1, healed: Instant::now() })
 }
 
-/// The driver takes the contact point's port for that of every node, so it comes back to the proxy.
+/// The driver takes the contact point's port for that of every node, so it comes back to the proxy. Each time the answer to
+/// a write must be among what is lost: the store says so once it has applied it.
 async fn cql_reply_lost(stage: &mut Stage) -> Outcome<Faulted> {
     let first = stage.servers.cql.first().cloned().ok_or("no node of the store")?;
-    let proxy = Proxy::start(first).await?;
+    let proxy = Proxy::start_before_store(first).await?;
     stage.cql = proxy.address();
     stage.standard(Role::Relay, &[], Env::new()).await?;
     for _ in 0..4 {
         stage.work(1.5).await?;
+        let lost = || proxy.came_and_lost(Answer::Write).1;
+        let before = lost();
         proxy.set(Line::Deaf);
         stage.hold(1.0).await;
+        until("the answer to a write that was applied is lost", REPLY_LOST, async || lost() > before).await?;
         proxy.set(Line::Through);
     }
     let healed = Instant::now();

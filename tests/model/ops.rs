@@ -73,8 +73,18 @@ pub enum Op {
     Evict {
         viewer: u8,
     },
-    /// The process ends and starts again: revisions and queue are gone.
+    /// The process ends and starts again: revisions and queue are gone. On a cluster Redis begins a new life as well.
     Restart,
+}
+
+impl Op {
+    /// Whether it may put tasks into the queue.
+    pub fn publishes(&self) -> bool {
+        matches!(
+            self,
+            Self::Publish { .. } | Self::Edit { .. } | Self::Retract { .. } | Self::Retry { .. } | Self::Relay
+        )
+    }
 }
 
 fn mark() -> impl Strategy<Value = Mark> {

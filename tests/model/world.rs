@@ -1,4 +1,7 @@
 //! The service without HTTP beside the model: every operation happens in both, and every answer is compared.
+//!
+//! A keyspace takes seconds to make, and so does a process to connect. So on a cluster one history begins where the last one
+//! ended, with viewers and posts of its own; what is left there of one that failed is none of its business.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -14,16 +17,33 @@ use fanfold::reader::{Page, Poll};
 use proptest::test_runner::TestCaseError;
 
 use crate::client::{Client, Walk, known};
-use crate::in_process::Service;
+use crate::in_process::{Home, Service};
 use crate::model::Model;
 use crate::ops::Op;
+use crate::support::is_cluster;
 
 const VIEWERS: [&str; 4] = ["ana", "ben", "cleo", "dora"];
 const CLIENTS: usize = 6;
 
+/// Where histories happen.
+pub struct Place {
+    service: Service,
+    clock: Clock,
+    home: Home,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let (home, clock) = (Home::new().await, Clock::manual(Time::from_millis(1_767_225_600_000)));
+        Self { service: Service::start(&home, &clock).await, clock, home }
+    }
+}
+
 pub struct World {
     service: Option<Service>,
     clock: Clock,
+    /// The number of this history, which no other has.
+    number: u32,
     model: Model,
     posts: Vec<PostId>,
     drafts: HashMap<PostId, Draft>,
@@ -32,24 +52,32 @@ pub struct World {
     /// At which version, and under which fence, each chunk was done last.
     done: HashMap<(PostId, u32), (u32, u32)>,
     clients: Vec<Client>,
-    dir: tempfile::TempDir,
+    home: Home,
 }
 
 type Check = Result<(), TestCaseError>;
 
-fn viewer(n: usize) -> ViewerId {
-    ViewerId::parse("viewer", VIEWERS[n % VIEWERS.len()]).expect("valid")
+fn name(number: u32, n: usize) -> String {
+    format!("{}-{number:08x}", VIEWERS[n % VIEWERS.len()])
+}
+
+fn viewer(number: u32, n: usize) -> ViewerId {
+    ViewerId::parse("viewer", &name(number, n)).expect("valid")
 }
 
 impl World {
-    pub async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let clock = Clock::manual(Time::from_millis(1_767_225_600_000));
-        let service = Some(Service::start(dir.path(), &clock).await);
-        let clients = (0..CLIENTS).map(|n| Client::new(viewer(n))).collect();
+    /// In the place of the last history, if that has left one.
+    pub async fn new(place: Option<Place>) -> Self {
+        let Place { service, clock, home } = match place {
+            Some(place) => place,
+            None => Place::new().await,
+        };
+        let number = rand::random();
+        let clients = (0..CLIENTS).map(|n| Client::new(viewer(number, n))).collect();
         Self {
-            service,
+            service: Some(service),
             clock,
+            number,
             model: Model::default(),
             posts: Vec::new(),
             drafts: HashMap::new(),
@@ -57,8 +85,25 @@ impl World {
             ran: Vec::new(),
             done: HashMap::new(),
             clients,
-            dir,
+            home,
         }
+    }
+
+    /// The place for the next history.
+    pub fn leave(self) -> Option<Place> {
+        if !is_cluster() {
+            return None;
+        }
+        let Self { service, clock, home, .. } = self;
+        Some(Place { service: service?, clock, home })
+    }
+
+    /// All of a history, and that its end is as it should be.
+    pub async fn live_through(&mut self, ops: &[Op]) -> Check {
+        for op in ops {
+            self.apply(op).await?;
+        }
+        self.settle().await
     }
 
     fn service(&mut self) -> &mut Service {
@@ -69,7 +114,7 @@ impl World {
         (!self.posts.is_empty()).then(|| self.posts[n as usize % self.posts.len()])
     }
 
-    pub async fn apply(&mut self, op: &Op) -> Check {
+    async fn apply(&mut self, op: &Op) -> Check {
         match *op {
             Op::Publish { audience, ttl_s } => self.publish(audience, ttl_s).await,
             Op::Edit { post, expiry } => self.edit(post, expiry).await?,
@@ -102,35 +147,45 @@ impl World {
             }
             Op::MarkThrough { client, mark } => self.mark_through(client as usize % CLIENTS, mark).await?,
             Op::Evict { viewer: n } => {
-                let viewer = viewer(n as usize);
-                self.service().revisions.evict(&viewer);
+                let viewer = viewer(self.number, n as usize);
+                self.service().evict(&viewer).await;
             }
             Op::Restart => self.restart().await,
         }
-        let tasks = self.service().drain().await;
-        self.waiting.extend(tasks);
+        // On a cluster a look into the queue takes as long as all the rest.
+        if op.publishes() || !is_cluster() {
+            self.drain().await;
+        }
         for client in 0..CLIENTS {
             self.poll(client).await?;
         }
         Ok(())
     }
 
+    /// Takes up what is queued.
+    async fn drain(&mut self) {
+        let tasks = self.service().drain().await;
+        self.waiting.extend(tasks.into_iter().filter(|task| self.model.posts.contains_key(&task.post_id)));
+    }
+
     /// Runs everything to its end and checks that all clients converge.
-    pub async fn settle(&mut self) -> Check {
+    async fn settle(&mut self) -> Check {
         // Entries written within one tick of the clock are ordered by stepping ahead of it: let it catch up.
         self.clock.set(self.clock.now().after(Duration::from_secs(1)));
         for _ in 0..3 {
             self.relay().await;
-            let tasks = self.service().drain().await;
-            self.waiting.extend(tasks);
+            self.drain().await;
             while let Some(task) = self.waiting.pop() {
                 self.run(task).await;
             }
         }
         self.relay().await;
-        let left = self.service().store.pending(0, None, 10).await.expect("read");
-        if !left.entries.is_empty() {
-            return Err(TestCaseError::fail(format!("still pending: {left:?}")));
+        for shard in 0..self.service().store.shards() {
+            let mut left = self.service().store.pending(shard, None, 1_000).await.expect("read").entries;
+            left.retain(|entry| self.model.posts.contains_key(&entry.post_id));
+            if !left.is_empty() {
+                return Err(TestCaseError::fail(format!("still pending: {left:?}")));
+            }
         }
         for client in 0..CLIENTS {
             self.sync(client).await?;
@@ -141,7 +196,7 @@ impl World {
     }
 
     async fn publish(&mut self, audience: u8, ttl_s: Option<u16>) {
-        let names: Vec<&str> = (0..4).filter(|n| audience >> n & 1 == 1).map(|n| VIEWERS[n]).collect();
+        let names: Vec<String> = (0..4).filter(|n| audience >> n & 1 == 1).map(|n| name(self.number, n)).collect();
         let audience = Audience::parse("viewers", &names, 10).expect("valid");
         let draft = Draft {
             producer: ProducerId::local(),
@@ -151,7 +206,10 @@ impl World {
             thread_key: None,
             audience: audience.clone(),
             expiry: ttl_s.map_or(Expiry::Never, |s| Expiry::After(Duration::from_secs(u64::from(s)))),
-            idempotency: Some(Idempotency { key: format!("k{}", self.posts.len()), fingerprint: [0; 32] }),
+            idempotency: Some(Idempotency {
+                key: format!("k{}-{:08x}", self.posts.len(), self.number),
+                fingerprint: [0; 32],
+            }),
         };
         let post = self.service().publisher.publish(draft.clone()).await.expect("published");
         self.posts.push(post.id);
@@ -238,15 +296,20 @@ impl World {
     }
 
     async fn restart(&mut self) {
-        self.service = None;
+        if let Some(service) = self.service.take() {
+            service.end().await;
+        }
         self.waiting.clear();
-        self.service = Some(Service::start(self.dir.path(), &self.clock).await);
+        self.service = Some(Service::start(&self.home, &self.clock).await);
     }
 
     /// A poll reads no store, and "unchanged" is true.
     async fn poll(&mut self, n: usize) -> Check {
         let (viewer, token, now) = (self.clients[n].viewer.clone(), self.clients[n].token, self.clock.now());
-        let reads = |service: &Service| Path::ALL.map(|path| service.store.reads(path));
+        // Who watches Redis asks the store now and then, by itself.
+        let by_polls = |path: Path| path != Path::System || !is_cluster();
+        let reads =
+            |service: &Service| Path::ALL.map(|path| if by_polls(path) { service.store.reads(path) } else { 0 });
         let before = reads(self.service());
         let poll = self.service().reader.poll(&viewer, token).await.expect("polled");
         if reads(self.service()) != before {

@@ -6,15 +6,16 @@
 //! the door is: the connections of the driver's pool come through the door, as its first one does. What the door cannot
 //! show is how a real store judges: whom it knows, when it has made its first user, and what that user may do.
 
+#[path = "cql_frame.rs"]
+mod cql_frame;
+
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use cql_frame::{HEADER, OPCODE, read};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
-/// What stands before the body of a frame: version, flags, stream (two bytes), opcode, length of the body (four).
-const HEADER: usize = 9;
-const OPCODE: usize = 4;
 /// The version of a frame that answers.
 const ANSWER: u8 = 0x84;
 
@@ -125,16 +126,6 @@ async fn start(server: &mut TcpStream, startup: &[u8]) -> io::Result<()> {
     server.write_all(startup).await?;
     let told = read(server).await?;
     if told[OPCODE] == READY { Ok(()) } else { Err(io::Error::other("the server does not start a session")) }
-}
-
-/// One frame, with its header.
-async fn read(from: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut frame = vec![0; HEADER];
-    from.read_exact(&mut frame).await?;
-    let length = u32::from_be_bytes([frame[5], frame[6], frame[7], frame[8]]);
-    frame.resize(HEADER + length as usize, 0);
-    from.read_exact(&mut frame[HEADER..]).await?;
-    Ok(frame)
 }
 
 /// The answer to a frame: it goes by the stream of what it answers.
