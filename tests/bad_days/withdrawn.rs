@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::skew::{HOUR, retract};
 use crate::support::Service;
 use crate::support::servers::cql;
+use crate::wait::eventually;
 
 /// What is promised.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -86,17 +87,21 @@ async fn an_older_edit_that_is_still_known_hides_nothing_of_a_newer_one() {
         let reply = ask.json(json!({"expires_at": expires_at})).send().await;
         assert_eq!(reply.status, 202, "{reply:?}");
     }
-    service.fanned_out(&kept).await;
+    let (session, table) = (cql().await, format!("{}.retracts", service.config().scylla.keyspace));
+    eventually("both edits are settled", async || {
+        let known = session.query_unpaged(format!("SELECT post_id FROM {table}"), ()).await.expect("read");
+        known.into_rows_result().expect("rows").rows_num() == 0
+    })
+    .await;
     service.stop_workers().await;
     let reader = service.beside(Clock::system()).await;
     assert!(shows(&reader, "Kept").await);
 
-    // The first edit's withdrawal, as its editor wrote it, its expiry over by now; that of the second is settled.
+    // The first edit's withdrawal, as its editor wrote it, its expiry over by now.
     let minute = Clock::system().now().micros() / 60_000_000;
-    let table = format!("{}.retracts", service.config().scylla.keyspace);
     let withdrawn =
         format!("INSERT INTO {table} (minute, post_id, version, hidden_from) VALUES ({minute}, {kept}, 2, 1)");
-    cql().await.query_unpaged(withdrawn, ()).await.expect("written");
+    session.query_unpaged(withdrawn, ()).await.expect("written");
     // When what is retracted after it is gone, and then the next, the reader has looked at all that was there before.
     for (id, title) in markers.iter().zip(["First look", "Second look"]) {
         retract(&service, id).await;
