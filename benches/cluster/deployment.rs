@@ -8,7 +8,6 @@ use fanfold::service::Backends;
 use fanfold::service::console::Console;
 
 use crate::child::Child;
-use crate::client::Connection;
 use crate::cluster::Cluster;
 use crate::context::Context;
 use crate::fairness_phases::Feed;
@@ -72,14 +71,12 @@ impl Feed for Deployment {
     }
 
     async fn written(&mut self) -> Result<u64> {
-        let mut side = Connection::open(self.worker.addr()).await?;
-        metric(&mut side, WRITTEN).await
+        metric(self.worker.addr(), WRITTEN).await
     }
 
     async fn until_written(&mut self, rows: u64) -> Result<()> {
-        let mut side = Connection::open(self.worker.addr()).await?;
         until(LOOK, CATCH_UP, async || {
-            let written = metric(&mut side, WRITTEN).await?;
+            let written = metric(self.worker.addr(), WRITTEN).await?;
             Ok((written < rows).then(|| format!("{written} of {rows} rows are written after {CATCH_UP:?}")))
         })
         .await

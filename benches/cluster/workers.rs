@@ -1,5 +1,6 @@
 //! Fan-out workers, each in a process of its own, and what they do with tasks.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use fanfold::domain::{ProducerId, Task};
@@ -49,18 +50,15 @@ impl Workers {
     /// acknowledged. The CPU time is that of the workers.
     pub async fn fan_out(&mut self, source: &Source, tasks: Vec<Task>) -> Result<Sample> {
         let (rows, count) = (rows_of(&tasks), tasks.len());
-        let mut sides = Vec::with_capacity(self.children.len());
-        for child in &self.children {
-            sides.push(Connection::open(child.addr()).await?);
-        }
-        let target = written(&mut sides).await? + rows;
+        let pages: Vec<SocketAddr> = self.children.iter().map(Child::addr).collect();
+        let target = written(&pages).await? + rows;
         let (cpu, started) = (self.ask("cpu").await?, Instant::now());
         let taken = source.queue.publish(&ProducerId::local(), tasks).await?;
         if taken != count {
             return Err(format!("the broker took {taken} of {count} tasks").into());
         }
         let late = || format!("{rows} rows are not written after {CATCH_UP:?}; see the workers' logs");
-        until(LOOK, CATCH_UP, async || Ok((written(&mut sides).await? < target).then(late))).await?;
+        until(LOOK, CATCH_UP, async || Ok((written(&pages).await? < target).then(late))).await?;
         // Answered when the broker has been told of all that is finished.
         let cpu_us = self.ask("flush").await? - cpu;
         Ok(Sample { ops: rows, cpu_us, wall_s: started.elapsed().as_secs_f64() })
@@ -84,17 +82,19 @@ impl Workers {
     }
 }
 
-/// A series of `/metrics`; zero where it is not there.
-pub async fn metric(connection: &mut Connection, series: &str) -> Result<u64> {
+/// A series of the `/metrics` at an address; zero where it is not there. On a connection of its own: a worker's page closes
+/// each after one answer.
+pub async fn metric(addr: SocketAddr, series: &str) -> Result<u64> {
+    let mut connection = Connection::open(addr).await?;
     let answer = connection.send(&get("/metrics")).await?.expect(200)?;
     let found = answer.text().lines().find_map(|line| line.strip_prefix(series)?.trim_start().parse().ok());
     Ok(found.unwrap_or(0))
 }
 
-async fn written(sides: &mut [Connection]) -> Result<u64> {
+async fn written(pages: &[SocketAddr]) -> Result<u64> {
     let mut rows = 0;
-    for side in sides {
-        rows += metric(side, WRITTEN).await?;
+    for page in pages {
+        rows += metric(*page, WRITTEN).await?;
     }
     Ok(rows)
 }

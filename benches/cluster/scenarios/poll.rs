@@ -37,9 +37,7 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
         let other = measured(&mut bare, CONNECTIONS, load(each)).await?;
         pairs.push(Pair { ours, other });
     }
-    // The first connection may have been closed for being idle.
-    let mut side = Connection::open(api.addr()).await?;
-    let (reads, polls) = (metric(&mut side, POLL_READS).await?, metric(&mut side, POLLS).await?);
+    let (reads, polls) = (metric(api.addr(), POLL_READS).await?, metric(api.addr(), POLLS).await?);
     let expected = pairs.iter().map(|pair| pair.ours.ops).sum::<u64>();
     if polls < expected {
         return Err(format!("{polls} unchanged polls were counted, {expected} were answered").into());
