@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::adapters::{Revisions, Store};
 use crate::clock::Clock;
 use crate::domain::revision::NoDelta;
-use crate::domain::{Counts, Fence, Mark, PostId, Revision, Row, Token, ViewerId};
+use crate::domain::{Counts, Done, Fence, Mark, PostId, Revision, Row, Token, ViewerId};
 use crate::error::{Error, Result};
 use crate::ports::{MarkOrder, Revisions as _, Store as _};
 use crate::publish::uninterrupted;
@@ -159,7 +159,9 @@ impl Marker {
             if states.iter().any(|state| state.done.is_some_and(|done| done.is_after(fence.seq))) {
                 return Err(Error::resync("fence"));
             }
-            if states.iter().any(|state| state.done.is_none()) {
+            // Where it was given up, a later version is the first that its viewers get.
+            let is_first = |done: Done| done.is_given_up() && row.version > done.version;
+            if states.iter().any(|state| state.done.is_none_or(is_first)) {
                 unfinished.insert(row.post_id);
             }
         }

@@ -153,7 +153,11 @@ impl Publisher {
     pub async fn attempt(&self, draft: &Draft) -> Attempt {
         let (post, fresh) = match self.prepare(draft).await {
             Ok(prepared) => prepared,
-            Err(error) => return Attempt { post: Err(error), first: false },
+            // A claim without an answer may have been made, and its retry is then no first.
+            Err(error) => {
+                let first = draft.idempotency.is_some() && error.kind() == Kind::Unavailable;
+                return Attempt { post: Err(error), first };
+            }
         };
         let post = self.commit(draft, post, fresh).await;
         Attempt { first: fresh && (post.is_ok() || draft.idempotency.is_some()), post }

@@ -54,7 +54,7 @@ async fn misbehave(mut stream: TcpStream, head: &str, drip: &'static [u8]) -> St
         }
     });
     let mut told = Vec::new();
-    let cut = tokio::time::timeout(Duration::from_secs(30), from.read_to_end(&mut told)).await;
+    let cut = tokio::time::timeout(Duration::from_secs(60), from.read_to_end(&mut told)).await;
     dripping.abort();
     assert!(cut.is_ok(), "never cut: {}", String::from_utf8_lossy(&told));
     String::from_utf8_lossy(&told).into_owned()
@@ -151,7 +151,7 @@ async fn bodies_that_do_not_end_take_no_more_memory_than_they_may() {
         ("FANFOLD_HTTP__BATCH_BODY_BYTES_MAX", each.as_str()),
         ("FANFOLD_HTTP__BODIES_BYTES_MAX", all.as_str()),
         // All of them have sent all that they send before the first is cut.
-        ("FANFOLD_HTTP__BODY_READ_TIMEOUT_MS", "10000"),
+        ("FANFOLD_HTTP__BODY_READ_TIMEOUT_MS", "20000"),
     ];
     let service = start(&dir, &limits).await;
     let stop = Arc::new(AtomicBool::new(false));

@@ -13,7 +13,9 @@ use std::time::Duration;
 use fanfold::clock::Clock;
 use fanfold::domain::{Chunk, Lane, Mark, Post, PostId, ProducerId, Task, Time};
 use fanfold::marks::Target;
+use fanfold::parked;
 use fanfold::ports::{Path, Queue as _, Store as _};
+use fanfold::publish::Edit;
 use fanfold::reader::Poll;
 use fanfold::relay::{Relay, RelayLimits, RelayParts};
 use fanfold::tuning::LaneLimits;
@@ -54,6 +56,23 @@ async fn a_clock_that_ran_ahead_keeps_no_post_waiting() {
     stage.service.relay.pass().await.expect("passed");
     fan_out(&stage).await;
     assert!(inbox(&stage).await.contains(&late));
+}
+
+/// Its chunk was given up, and the edit is the first that its viewers get: between row and bump nobody has seen it.
+#[tokio::test]
+async fn marking_all_marks_no_item_whose_first_version_was_given_up() {
+    let stage = Stage::new(Clock::manual(NOW)).await;
+    let service = &stage.service;
+    let token = service.reader.first_page(&stage.ben, false, 6).await.expect("read").token.expect("given");
+    let id = stage.publish().await;
+    service.drain().await;
+    parked::discard(&service.store, id, 0).await.expect("given up");
+    let edit = Edit { kind: Some("u".into()), ..Edit::default() };
+    let edited = service.publisher.edit(&ProducerId::local(), id, None, edit).await.expect("edited");
+    service.store.write_rows(&edited, std::slice::from_ref(&stage.ben)).await.expect("written");
+    let through = Target::Through(token);
+    let marked = service.marker.mark_many(stage.ben.clone(), through, Mark::Read, true, None).await.expect("marked");
+    assert_eq!((marked.post_ids.len(), inbox(&stage).await), (0, vec![id]));
 }
 
 #[tokio::test]

@@ -82,6 +82,17 @@ pub struct IssuedKey {
     pub text: KeyText,
 }
 
+/// A key and its successor.
+#[derive(Clone, Debug)]
+pub struct Rotated {
+    /// The old one, as far as is known.
+    pub replaced: ProducerKey,
+    /// Its end is written down. If not, it may work on and is to be revoked.
+    pub ended: bool,
+    /// The successor.
+    pub issued: IssuedKey,
+}
+
 impl KeyBook {
     /// The keys of `store`.
     pub fn new(store: &Store, config: &config::Access, clock: Clock) -> Self {
@@ -294,9 +305,9 @@ impl KeyBook {
     /// come later elsewhere.
     ///
     /// Once the successor is there it is handed over, whatever becomes of the old one's end: a write that failed may have
-    /// landed, or land yet, and who has neither key then is locked out for good. What is not known to have ended is
-    /// answered as it was before, and told in the log.
-    pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<(ProducerKey, IssuedKey)> {
+    /// landed, or land yet, and who has neither key then is locked out for good. Of what is not known to have
+    /// ended the answer says so, and the log.
+    pub async fn rotate(&self, id: KeyId, overlap: Duration) -> Result<Rotated> {
         let now = self.0.clock.now();
         let old = self.0.store.find_key(id).await?.ok_or_else(|| unknown_key(id))?;
         if !old.is_live(now) {
@@ -320,11 +331,11 @@ impl KeyBook {
         match end_replaced(&self.0.store, id, end).await {
             Ok(ended) => {
                 self.keep(&ended, Instant::now());
-                Ok((ended, issued))
+                Ok(Rotated { replaced: ended, ended: true, issued })
             }
             Err(error) => {
                 warn!(%error, key = %id, successor = %issued.key.id, "a rotated key may work on: revoke it");
-                Ok((old, issued))
+                Ok(Rotated { replaced: old, ended: false, issued })
             }
         }
     }

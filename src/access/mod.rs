@@ -10,7 +10,7 @@ mod share;
 pub mod tokens;
 
 pub use credential::{Credential, KeyText, looks_secret};
-pub use keys::{IssuedKey, KeyBook, NewKey, parse_scopes};
+pub use keys::{IssuedKey, KeyBook, NewKey, Rotated, parse_scopes};
 pub use permit::{Caller, Need, decide};
 pub use quota::{Allowance, Cost, Receipt};
 pub use tokens::{Minted, Tokens};

@@ -35,7 +35,9 @@ pub struct Allowance {
 const NAMES: [&str; ALLOWANCES] = ["posts", "rows", "bytes"];
 /// That of a viewer, in the same form.
 const POLL_NAMES: [&str; ALLOWANCES] = ["polls", "", ""];
-/// The place of rows among them.
+/// The place of posts among them.
+const POSTS: usize = 0;
+/// That of rows.
 const ROWS: usize = 1;
 /// The field of a refusal, by the same order.
 const SETTINGS: [&str; ALLOWANCES] = ["quota.posts_per_s", "quota.rows_per_s", "quota.bytes_per_s"];
@@ -117,11 +119,12 @@ impl Quotas {
     }
 
     /// Gives back the rows and bytes of a post that was charged and then refused, or that repeats another. The post itself
-    /// stays charged: whoever spins on a retry is held back. Where the count cannot be asked it is left at that: what was
-    /// charged refills by itself. It goes back to whoever was charged: the count of all knows nothing of a share's.
+    /// stays charged, so that whoever spins on a retry is held back: without a limit of posts nothing else would do that, and
+    /// nothing is given back. Nor where the count cannot be asked: what was charged refills by itself. It goes back to whoever
+    /// was charged: the count of all knows nothing of a share's.
     pub async fn give_back(&self, receipt: Receipt) {
         let Receipt { key, cost, share } = receipt;
-        if self.rates[ROWS..].iter().all(Option::is_none) {
+        if self.rates[POSTS].is_none() || self.rates[ROWS..].iter().all(Option::is_none) {
             return;
         }
         let charge = self.of_key(key, [0, cost.rows, cost.bytes], true);

@@ -154,12 +154,13 @@ pub async fn run(args: Args) -> Result<()> {
             let client = connect.client()?;
             let told = post(&client, &format!("/v1/keys/{key}/rotate"), &body).await?;
             let replaced: Told = serde_json::from_value(told["replaced"].clone()).unwrap_or_default();
-            match replaced.expires_at {
-                Some(until) if replaced.state == "live" => out::note(format_args!("{key} works until {until}")),
-                None if replaced.state == "live" => {
+            match replaced.expires_at.filter(|_| replaced.state == "live") {
+                // What an older service answers says nothing of it: there a rotation without an end is an error.
+                _ if told["replaced_ends"] == false => {
                     out::note(format_args!("{key} may work on, its end could not be written: revoke it"));
                 }
-                _ => out::note(format_args!("{key} works no more")),
+                Some(until) => out::note(format_args!("{key} works until {until}")),
+                None => out::note(format_args!("{key} works no more")),
             }
             hand_over(told["key"].clone(), save.as_deref(), connect.json())
         }

@@ -34,9 +34,14 @@ impl Done {
         Self { version, fence: Self::GIVEN_UP }
     }
 
+    /// Whether it was given up: its viewers have nothing of that version, and nothing of one before.
+    pub fn is_given_up(self) -> bool {
+        self.fence == Self::GIVEN_UP
+    }
+
     /// Whether its bumps went to records of a later fence than the one numbered `fence`.
     pub fn is_after(self, fence: u32) -> bool {
-        self.fence > fence && self.fence != Self::GIVEN_UP
+        self.fence > fence && !self.is_given_up()
     }
 
     /// One integer for the store: `version << 32 | fence`; its order is the order of [`Done`].
@@ -64,7 +69,7 @@ pub struct ChunkState {
 impl ChunkState {
     /// Whether nothing is left to do for `version` under the fence numbered `fence`.
     pub fn is_done(&self, version: u32, fence: u32) -> bool {
-        self.done.is_some_and(|done| done.version >= version && (done.fence == fence || done.fence == Done::GIVEN_UP))
+        self.done.is_some_and(|done| done.version >= version && (done.fence == fence || done.is_given_up()))
     }
 
     /// Whether the rows of `version` or a later one are all there.

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -111,9 +112,9 @@ pub(super) async fn publish(State(app): State<App>, Json { head, body }: Json<Ba
         return Err(Error::limit("batch_too_large", "posts", detail, limit, value).into());
     }
     let (request_id, caller) = (RequestId::of(&head), access::caller(&app, &head)?);
-    let (app, caller, request_id) = (&app, &caller, request_id.as_str());
+    let (app, caller, head, request_id) = (&app, &caller, &head, request_id.as_str());
     let work = body.posts.into_iter().enumerate().map(|(at, raw)| async move {
-        match publish_one(app, caller, &raw).await {
+        match publish_one(app, caller, head, &raw).await {
             Ok(post) => ResultBody { status: StatusCode::ACCEPTED.as_u16(), post: Some(post), problem: None },
             Err(error) => {
                 // With its own time to come again: the answer is a 200 and has no Retry-After.
@@ -130,10 +131,10 @@ fn placed(error: Error, at: usize) -> Error {
     error.inside(&format!("posts[{at}]"))
 }
 
-async fn publish_one(app: &App, caller: &Caller, raw: &RawValue) -> Result<PublishedBody> {
+async fn publish_one(app: &App, caller: &Caller, head: &Parts, raw: &RawValue) -> Result<PublishedBody> {
     let input: BatchPostInput = json::parse(raw.get().as_bytes())?;
     let BatchPostInput { idempotency_key, kind, actor, data, audience, thread_key, ttl_seconds, expires_at } = input;
     let post = PostInput { kind, actor, data, audience, thread_key, ttl_seconds, expires_at };
     let draft = post.draft(app, caller.producer()?, idempotency_key)?;
-    Ok(posts::accept(app, caller, draft).await?.1)
+    Ok(posts::accept(app, caller, head, draft).await?.1)
 }

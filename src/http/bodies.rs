@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::http::request::Parts;
 use metrics::counter;
 
 use crate::error::{Error, Result};
@@ -43,6 +44,11 @@ impl Bodies {
 }
 
 impl Share {
+    /// That of the body of a request, for whatever goes on with it after the client has hung up.
+    pub(super) fn of(head: &Parts) -> Option<Arc<Self>> {
+        head.extensions.get().cloned()
+    }
+
     /// Makes it `bytes` in all, if it is less. An error if there is no room: then it is what it was.
     pub(super) fn hold(&mut self, bytes: u64) -> Result<()> {
         let more = bytes.saturating_sub(self.bytes);

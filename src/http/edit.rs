@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::access;
+use super::bodies::Share;
 use super::data;
 use super::dto::{Id, Stamp, parse_time};
 use super::json::{self, Input, Json, nullable};
@@ -115,8 +116,9 @@ pub(super) async fn edit(State(app): State<App>, Json { head, body }: Json<Patch
     let producer = caller.producer()?;
     let patch = body.data.map(|data| data.map(Patch::check).transpose()).transpose()?;
     let (of, bytes) = (demanded.version(), patch.iter().flatten().map(Patch::bytes).sum());
-    let made = app.clone();
+    let (made, share) = (app.clone(), Share::of(&head));
     let post = uninterrupted(async move {
+        let _held = share;
         let paid = pay(&made, &caller, &producer, id, of, bytes).await?;
         let post = match patch {
             None => made.publisher.edit(&producer, id, of, fixed).await?,

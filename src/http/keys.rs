@@ -14,7 +14,7 @@ use super::json::{self, FEW_FIELDS_BYTES, Input, Json};
 use super::openapi::{BODY, QUERY, READ, WRITE, problems};
 use super::params;
 use super::problem::Answer;
-use crate::access::{IssuedKey, NewKey, audit, parse_scopes};
+use crate::access::{IssuedKey, NewKey, Rotated, audit, parse_scopes};
 use crate::config::Config;
 use crate::domain::{ProducerKey, Scope, Time};
 use crate::error::Error;
@@ -204,9 +204,10 @@ pub(super) async fn revoke(State(app): State<App>, request: Request) -> Answer {
 #[schema(as = Rotation)]
 struct RotationBody {
     key: IssuedBody,
-    /// The old one, with the end that it has now. If it is `live` without the end that was asked for, the store may not
-    /// have taken that: revoke it.
+    /// The old one, with the end that it has now.
     replaced: KeyBody,
+    /// Whether that end is written down. If not, the old key may work on: revoke it.
+    replaced_ends: bool,
 }
 
 problems!(
@@ -237,12 +238,13 @@ pub(super) async fn rotate(State(app): State<App>, Json { head, body }: Json<Rot
     };
     let (caller, id) = (access::caller(&app, &head)?, params::key(&head)?);
     let rotated = uninterrupted(async move {
-        let (replaced, issued) = keys.rotate(id, overlap).await?;
-        audit::key("key_rotated", &caller, &replaced, Some(issued.key.id));
-        Ok((replaced, issued))
+        let rotated = keys.rotate(id, overlap).await?;
+        audit::key("key_rotated", &caller, &rotated.replaced, Some(rotated.issued.key.id));
+        Ok(rotated)
     });
-    let (replaced, issued) = rotated.await?;
+    let Rotated { replaced, ended, issued } = rotated.await?;
     let now = app.clock.now();
-    let body = RotationBody { key: IssuedBody::new(&issued, now), replaced: KeyBody::new(&replaced, now) };
+    let (key, replaced) = (IssuedBody::new(&issued, now), KeyBody::new(&replaced, now));
+    let body = RotationBody { key, replaced, replaced_ends: ended };
     Ok(json::respond(StatusCode::CREATED, &body)?)
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -10,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::access;
+use super::bodies::Share;
 use super::data::{self, Fingerprint};
 use super::dto::{ActorBody, Id, RawJson, Stamp, parse_time};
 use super::json::{self, Input, Json};
@@ -146,12 +148,14 @@ impl PublishedBody {
 }
 
 /// Publishes a draft and says so. It is charged before anything is done, so that a refusal has done nothing, and given back
-/// what it paid if it fails or is a repeat. All of that is one task: whoever hangs up and tries again pays once.
-pub(super) async fn accept(app: &App, caller: &Caller, draft: Draft) -> Result<(Post, PublishedBody)> {
+/// what it paid if it fails or is a repeat. All of that is one task: whoever hangs up and tries again pays once. It holds what
+/// `head` has of the memory for bodies until it ends.
+pub(super) async fn accept(app: &App, caller: &Caller, head: &Parts, draft: Draft) -> Result<(Post, PublishedBody)> {
     app.publisher.check(&draft)?;
     let audience = draft.audience.clone();
-    let (made, by) = (app.clone(), caller.clone());
+    let (made, by, share) = (app.clone(), caller.clone(), Share::of(head));
     let published = uninterrupted(async move {
+        let _held = share;
         let cost = Cost { rows: draft.audience.size().into(), bytes: draft.data.len() as u64 };
         let receipt = made.access.charge(&by, cost).await?;
         let Attempt { post, first } = made.publisher.attempt(&draft).await;
@@ -206,7 +210,7 @@ pub(super) async fn publish(State(app): State<App>, Json { head, body }: Json<Po
         app.publisher.dry_run(&draft)?;
         return Ok(json::respond(StatusCode::OK, &PublishedBody::new(&draft.audience, None))?);
     }
-    let (post, body) = accept(&app, &caller, draft).await?;
+    let (post, body) = accept(&app, &caller, &head, draft).await?;
     let mut response = json::respond(StatusCode::ACCEPTED, &body)?;
     response.headers_mut().insert(header::LOCATION, location(&post));
     Ok(response)

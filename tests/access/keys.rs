@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fanfold::access::{KeyBook, KeyText, NewKey};
+use fanfold::access::{KeyBook, KeyText, NewKey, Rotated};
 use fanfold::clock::Clock;
 use fanfold::domain::{Scope, Time};
 use fanfold::ports::{Keys as _, Path};
@@ -157,7 +157,10 @@ async fn a_rotated_key_works_beside_its_successor_until_the_overlap_is_over() {
         let reply = ask(&guarded, key, "GET", &path, None).await;
         assert_eq!(reply.status, 200, "the successor has its predecessor's posts: {reply:?}");
     }
-    assert_eq!(rotated.json()["replaced"]["state"], "live");
+    assert_eq!(
+        (&rotated.json()["replaced"]["state"], &rotated.json()["replaced_ends"]),
+        (&json!("live"), &json!(true))
+    );
     assert_eq!(
         rotate(0).await.json()["replaced"]["state"],
         "revoked",
@@ -201,7 +204,7 @@ async fn a_rotated_key_expires_when_its_overlap_is_over_and_its_successor_lives_
 
     let rotated = made.after(Duration::from_secs(1_000));
     clock.set(rotated);
-    let (replaced, new) = book.rotate(old.id, overlap).await.expect("rotated");
+    let Rotated { replaced, issued: new, .. } = book.rotate(old.id, overlap).await.expect("rotated");
     assert_eq!((replaced.id, replaced.expires_at), (old.id, Some(rotated.after(overlap))));
     assert_eq!((new.key.created_at, new.key.expires_at), (rotated, Some(rotated.after(ttl))), "a life as long");
     let why = async |at: Time, key: KeyText| {
@@ -235,14 +238,14 @@ async fn a_key_that_is_rotated_again_in_its_overlap_has_a_successor_with_the_who
             let rotated = made.after(Duration::from_secs(second));
             clock.set(rotated);
             let overlap = Duration::from_secs(overlap);
-            let (replaced, new) = book.rotate(old.id, overlap).await.expect("rotated");
+            let Rotated { replaced, issued: new, .. } = book.rotate(old.id, overlap).await.expect("rotated");
             end = end.min(rotated.after(overlap));
             assert_eq!(replaced.expires_at, Some(end));
             let expected = ttl.map(|ttl| rotated.after(ttl));
             assert_eq!((new.key.created_at, new.key.expires_at), (rotated, expected), "made for {ttl:?}");
             let later = rotated.after(Duration::from_secs(50));
             clock.set(later);
-            let (_, next) = book.rotate(new.key.id, overlap).await.expect("rotated");
+            let next = book.rotate(new.key.id, overlap).await.expect("rotated").issued;
             assert_eq!(next.key.expires_at, ttl.map(|ttl| later.after(ttl)), "and so has the successor of that");
         }
     }

@@ -20,7 +20,7 @@ use crate::{START, next_version, post_at, viewer};
 const SERVER: &str = "FANFOLD_TEST_CQL";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// When an answer that has not come counts as lost, where answers get lost.
-const LOST_AFTER: Duration = Duration::from_secs(4);
+const LOST_AFTER: Duration = Duration::from_secs(8);
 
 /// Where the server is.
 fn server() -> Option<Vec<String>> {

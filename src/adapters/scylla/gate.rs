@@ -10,23 +10,23 @@ use super::lock;
 use crate::domain::Task;
 use crate::error::{Error, Result};
 
-/// The part of the rows under way that chunks of few rows have beside all others.
+/// The part of the rows under way that posts to few have beside all others.
 const FEW_SHARE: usize = 8;
-/// The part of them that is left to large chunks while there are small ones. A store that is busy answers in the order in
+/// The part of them that is left to large posts while there are small ones. A store that is busy answers in the order in
 /// which it was asked, so what a small post waits for, at each of its requests, are the rows that are under way.
 const BESIDE_FEW_SHARE: usize = 4;
-/// How long after a chunk of few rows there may be another.
+/// How long after a post to few there may be another.
 const FEW_LAST: Duration = Duration::from_secs(1);
 
-/// The ways for rows: one for chunks of more than a few ([`Task::VIEWERS_A_PART`]), one for smaller ones, which wait for each
-/// other and not behind thousands of rows of large chunks.
+/// The ways for rows: one for posts to more than a few ([`Task::VIEWERS_A_PART`]), one for smaller ones, which wait for each
+/// other and not behind thousands of rows of large posts.
 #[derive(Debug)]
 pub struct RowGates {
     many: Gate,
     few: Gate,
-    /// What rows of large chunks pass before their own gate while there are small chunks.
+    /// What rows of large posts pass before their own gate while there are small ones.
     beside_few: Gate,
-    /// When the last chunk of few rows came by.
+    /// When the last post to few came by.
     few_at: Mutex<Option<Instant>>,
 }
 
@@ -39,7 +39,7 @@ pub struct UnderWay {
 }
 
 impl RowGates {
-    /// For `limit` rows of large chunks.
+    /// For `limit` rows of large posts.
     pub fn new(limit: usize) -> Self {
         Self {
             many: Gate::new(limit),
@@ -56,13 +56,14 @@ impl RowGates {
         self.beside_few.resize(limit / BESIDE_FEW_SHARE);
     }
 
-    /// Waits until `rows` of a chunk of `viewers` may be under way.
-    pub async fn enter(&self, viewers: usize, rows: usize) -> Result<UnderWay> {
-        self.enter_at(Instant::now(), viewers, rows).await
+    /// Waits until `rows` of a post to `audience` may be under way. Not the size of a chunk counts: the last one of a large
+    /// post may have few, and is no small post.
+    pub async fn enter(&self, audience: u32, rows: usize) -> Result<UnderWay> {
+        self.enter_at(Instant::now(), audience, rows).await
     }
 
-    async fn enter_at(&self, now: Instant, viewers: usize, rows: usize) -> Result<UnderWay> {
-        if viewers <= Task::VIEWERS_A_PART {
+    async fn enter_at(&self, now: Instant, audience: u32, rows: usize) -> Result<UnderWay> {
+        if audience as usize <= Task::VIEWERS_A_PART {
             *lock(&self.few_at) = Some(now);
             return Ok(UnderWay { _own: self.few.enter(rows).await?, _beside_few: None });
         }
@@ -122,15 +123,15 @@ mod tests {
 
     use super::*;
 
-    const MANY: usize = 500;
+    const MANY: u32 = 500;
 
-    /// Whether ten rows of a large chunk may be under way at once.
+    /// Whether ten rows of a large post may be under way at once.
     fn may(gates: &RowGates, now: Instant) -> Option<UnderWay> {
         gates.enter_at(now, MANY, 10).now_or_never().map(|entered| entered.expect("open"))
     }
 
     #[tokio::test]
-    async fn large_chunks_leave_room_while_there_are_small_ones() {
+    async fn large_posts_leave_room_while_there_are_small_ones() {
         let gates = RowGates::new(80);
         let now = Instant::now();
         let all: Vec<_> = (0..8).map(|_| may(&gates, now).expect("nobody else is there")).collect();

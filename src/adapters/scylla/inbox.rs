@@ -103,7 +103,8 @@ impl ScyllaStore {
         let groups = self.group_by_replicas(viewers)?;
         let size = self.batch_rows();
         let batches = groups.iter().flat_map(|group| group.chunks(size));
-        let writes = batches.map(|batch| self.write_batch(viewers.len(), batch.iter().map(values).collect())).collect();
+        let writes =
+            batches.map(|batch| self.write_batch(post.audience_size, batch.iter().map(values).collect())).collect();
         self.concurrently(writes).await.map(|_: Vec<()>| ())
     }
 
@@ -112,9 +113,9 @@ impl ScyllaStore {
         self.shared.batch_rows.load(Ordering::Relaxed).clamp(1, self.statements().row_batches.len())
     }
 
-    /// A batch of a chunk of `viewers`.
-    async fn write_batch(&self, viewers: usize, rows: Vec<RowValues<'_>>) -> Result<()> {
-        let _under_way = self.shared.rows.enter(viewers, rows.len()).await?;
+    /// A batch of a post to `audience`.
+    async fn write_batch(&self, audience: u32, rows: Vec<RowValues<'_>>) -> Result<()> {
+        let _under_way = self.shared.rows.enter(audience, rows.len()).await?;
         match rows.as_slice() {
             [] => {}
             [row] => self.write(&self.statements().write_row, row).await?,
