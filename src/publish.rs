@@ -137,8 +137,8 @@ impl Publisher {
     /// Checks a draft as [`Publisher::publish`] would, and answers the post it would become, without an id in the store.
     pub fn dry_run(&self, draft: &Draft) -> Result<Post> {
         self.check(draft)?;
-        let id = PostId::new(self.clock.now(), rand::random());
-        self.assemble(draft, id, self.limits.chunk_size, self.clock.now())
+        let now = self.clock.now();
+        self.assemble(draft, PostId::new(now, rand::random()), self.limits.chunk_size, now)
     }
 
     /// Publishes a draft. When it returns, the post is committed and its fan-out certain. Runs to its end even if the
@@ -151,23 +151,22 @@ impl Publisher {
 
     /// The same of a draft that was checked, on the task of the caller, which must be [`uninterrupted`].
     pub async fn attempt(&self, draft: &Draft) -> Attempt {
-        let (post, fresh) = match self.prepare(draft).await {
-            Ok(prepared) => prepared,
+        let keyed = draft.idempotency.is_some();
+        match self.prepare(draft).await {
             // A claim without an answer may have been made, and its retry is then no first.
-            Err(error) => {
-                let first = draft.idempotency.is_some() && error.kind() == Kind::Unavailable;
-                return Attempt { post: Err(error), first };
+            Err(error) => Attempt { first: keyed && error.kind() == Kind::Unavailable, post: Err(error) },
+            Ok((post, fresh)) => {
+                let post = self.commit(draft, post, fresh).await;
+                Attempt { first: fresh && (keyed || post.is_ok()), post }
             }
-        };
-        let post = self.commit(draft, post, fresh).await;
-        Attempt { first: fresh && (post.is_ok() || draft.idempotency.is_some()), post }
+        }
     }
 
     /// The post that a draft becomes, its key claimed, and whether no earlier request has claimed that.
     async fn prepare(&self, draft: &Draft) -> Result<(Post, bool)> {
         let now = self.clock.now();
-        let fresh = PostId::new(now, rand::random());
-        let (mut id, mut chunk_size) = (fresh, self.limits.chunk_size);
+        let (fresh, mut chunk_size) = (PostId::new(now, rand::random()), self.limits.chunk_size);
+        let mut id = fresh;
         // Times are checked before the key is claimed, so that a bad request claims nothing.
         let timely = self.assemble(draft, id, chunk_size, now).map(|_| ());
         if let Some(idempotency) = &draft.idempotency {
@@ -188,8 +187,7 @@ impl Publisher {
         counter!("fanfold_posts_total", "op" => "publish").increment(1);
         debug!(post = %post.id, audience = post.audience_size, "published");
         // What a first try has fanned out already must not be bumped once more: tasks of a retry look before they write.
-        let attempt = u32::from(!fresh);
-        self.handover.enqueue(&post, chunks, attempt).await;
+        self.handover.enqueue(&post, chunks, u32::from(!fresh)).await;
         Ok(post)
     }
 
@@ -417,10 +415,7 @@ impl Publisher {
                 check_ttl(ttl, self.limits.lifetime_max)?;
                 Some(id.time().after(ttl))
             }
-            Expiry::At(at) => {
-                check_expiry(at, now, self.limits.lifetime_max)?;
-                Some(at)
-            }
+            Expiry::At(at) => check_expiry(at, now, self.limits.lifetime_max).map(|()| Some(at))?,
         };
         Ok(Post {
             id,
