@@ -116,8 +116,7 @@ impl Access {
         }
     }
 
-    /// Gives back what was paid for nothing.
-    /// See [`Quotas::give_back`].
+    /// Gives back what was paid for nothing, see [`Quotas::give_back`].
     pub async fn give_back(&self, receipt: Option<Receipt>) {
         if let (Some(inner), Some(receipt)) = (self.0.as_deref(), receipt) {
             inner.quotas.give_back(receipt).await;

@@ -14,7 +14,7 @@ use crate::adapters::embedded::{EmbeddedQuotas, QuotaLimits};
 use crate::adapters::{self, Revisions, Store};
 use crate::config;
 use crate::domain::quota::ALLOWANCES;
-use crate::domain::{Charge, Charged, Holder, KeyId, Rate, Take, ViewerId};
+use crate::domain::{Charge, Charged, Holder, KeyId, Rate, Take, Terms, ViewerId};
 use crate::error::{Error, Kind, Result};
 use crate::ports::Quotas as _;
 
@@ -114,7 +114,7 @@ impl Quotas {
         if !self.limits_keys() {
             return Ok(None);
         }
-        let share = self.take(&self.of_key(key, [1, cost.rows, cost.bytes], false), SETTINGS).await?;
+        let share = self.take(&self.of_key(key, [1, cost.rows, cost.bytes], Terms::IfLeft), SETTINGS).await?;
         Ok(Some(Receipt { key, cost, share }))
     }
 
@@ -127,15 +127,15 @@ impl Quotas {
         if self.rates[POSTS].is_none() || self.rates[ROWS..].iter().all(Option::is_none) {
             return;
         }
-        let charge = self.of_key(key, [0, cost.rows, cost.bytes], true);
+        let charge = self.of_key(key, [0, cost.rows, cost.bytes], Terms::Back);
         if let Some(nodes) = share {
-            self.here.give_back_share(&charge, nodes);
+            self.here.charge_share(&charge, nodes);
         } else if self.share.is_shared() {
-            match self.counted.give_back(&charge).await {
+            match self.counted.charge(&charge).await {
                 Ok(charged) => {
                     if let adapters::Quotas::Redis(_) = self.counted {
                         // Raised first, for it only follows what is less.
-                        self.here.give_back_share(&charge, 1);
+                        self.here.charge_share(&charge, 1);
                         self.here.follow(&charge, charged.left);
                     }
                 }
@@ -149,7 +149,7 @@ impl Quotas {
         if !self.limits_rows() {
             return;
         }
-        self.ask(&self.of_key(key, [0, rows, 0], true)).await;
+        self.ask(&self.of_key(key, [0, rows, 0], Terms::Anyway)).await;
     }
 
     /// What is left to `holder`, as far as this node knows: in a cluster the least that it was told, refilled since; nothing
@@ -183,7 +183,7 @@ impl Quotas {
     pub async fn poll(&self, viewer: &ViewerId) -> Result<()> {
         let Some(rate) = self.poll_rate else { return Ok(()) };
         let takes = [Some(Take { rate, cost: 1 }), None, None];
-        self.take(&Charge { holder: Holder::Viewer(viewer), takes, anyway: false }, [POLLS; ALLOWANCES]).await?;
+        self.take(&Charge { holder: Holder::Viewer(viewer), takes, terms: Terms::IfLeft }, [POLLS; ALLOWANCES]).await?;
         Ok(())
     }
 
@@ -198,9 +198,9 @@ impl Quotas {
     }
 
     /// Those at no cost are there all the same: the count has one account for all of them.
-    fn of_key(&self, key: KeyId, costs: [u64; ALLOWANCES], anyway: bool) -> Charge<'static> {
+    fn of_key(&self, key: KeyId, costs: [u64; ALLOWANCES], terms: Terms) -> Charge<'static> {
         let takes = std::array::from_fn(|at| Some(Take { rate: self.rates[at]?, cost: costs[at] }));
-        Charge { holder: Holder::Key(key), takes, anyway }
+        Charge { holder: Holder::Key(key), takes, terms }
     }
 
     /// Among how many nodes the quotas are shared, if this node's share was charged; an error if nothing was.

@@ -273,6 +273,5 @@ impl ports::Quotas for Quotas {
     forward! {
         [Embedded Redis]
         charge(charge: &Charge<'_>) -> Result<Charged>;
-        give_back(charge: &Charge<'_>) -> Result<Charged>;
     }
 }

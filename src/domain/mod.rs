@@ -20,7 +20,7 @@ pub use ids::{PostId, ProducerId, ViewerId};
 pub use item::{Mark, Marks, Row};
 pub use key::{KeyEnd, KeyId, ProducerKey, Scope, Scopes, SecretHash};
 pub use post::{Post, PostState, Withdrawal};
-pub use quota::{Charge, Charged, Holder, Rate, Refused, Take};
+pub use quota::{Charge, Charged, Holder, Rate, Refused, Take, Terms};
 pub use revision::{Change, Fence, Record, Revision};
 pub use time::Time;
 pub use token::{Cursor, Token};

@@ -30,11 +30,6 @@ impl Rate {
         (left + since.as_secs_f64() * self.per_s as f64).min(self.burst as f64)
     }
 
-    /// What is left when something that was taken is put back: no more than fits.
-    pub fn given_back(self, left: f64, cost: f64) -> f64 {
-        (left + cost).min(self.burst as f64)
-    }
-
     /// How long until `needed` are left; `None` if they are.
     pub fn wait(self, left: f64, needed: f64) -> Option<Duration> {
         let missing = needed - left;
@@ -70,15 +65,26 @@ pub struct Take {
     pub cost: u64,
 }
 
-/// What is to be taken from all allowances of a holder.
+/// On which terms a charge is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terms {
+    /// All of it, if a unit is left of each allowance; else nothing.
+    IfLeft = 0,
+    /// Whatever is left: for what turns out to cost more after it was let in.
+    Anyway = 1,
+    /// Put back, as far as it fits: for what was taken and came to nothing.
+    Back = 2,
+}
+
+/// What is to be taken from all allowances of a holder, or put back.
 #[derive(Clone, Copy, Debug)]
 pub struct Charge<'a> {
     /// Whose.
     pub holder: Holder<'a>,
     /// Each at its place, which never changes; `None` where there is no limit.
     pub takes: [Option<Take>; ALLOWANCES],
-    /// Taken whatever is left: for what turns out to cost more after it was let in.
-    pub anyway: bool,
+    /// How.
+    pub terms: Terms,
 }
 
 /// What became of a charge.

@@ -10,12 +10,9 @@ use crate::error::Result;
 ///
 /// All who use the same adapter charge the same allowances: in one process, or in all of a cluster.
 pub trait Quotas {
-    /// Takes all that a charge asks for if a unit is left of each allowance (or [`Charge::anyway`]), however much it
-    /// asks for; else takes nothing. Charges of the same holder happen one after the other. An error says that it is not
-    /// known whether anything was taken.
+    /// Takes all that a charge asks for if a unit is left of each allowance, however much it asks for; else takes nothing.
+    /// By its [`Terms`](crate::domain::Terms) it may take whatever is left, or put back: then it is never refused, and no
+    /// allowance is ever left with more than its burst. Charges of the same holder happen one after the other. An error
+    /// says that it is not known whether anything was done.
     fn charge(&self, charge: &Charge<'_>) -> impl Future<Output = Result<Charged>> + Send;
-
-    /// Puts back what such a charge has taken, as far as it fits: no allowance is ever left with more than its burst. Never
-    /// refused. An error says that it is not known whether anything was put back.
-    fn give_back(&self, charge: &Charge<'_>) -> impl Future<Output = Result<Charged>> + Send;
 }

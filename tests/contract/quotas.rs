@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fanfold::domain::{Charge, Charged, Holder, KeyId, Rate, Take};
+use fanfold::domain::{Charge, Charged, Holder, KeyId, Rate, Take, Terms};
 use fanfold::ports::Quotas;
 
 use crate::viewer;
@@ -49,7 +49,7 @@ pub fn take(per_s: u64, burst: u64, cost: u64) -> Option<Take> {
 
 /// One unit of one allowance.
 pub fn one(holder: Holder<'_>, per_s: u64, burst: u64) -> Charge<'_> {
-    Charge { holder, takes: [take(per_s, burst, 1), None, None], anyway: false }
+    Charge { holder, takes: [take(per_s, burst, 1), None, None], terms: Terms::IfLeft }
 }
 
 async fn charge(quotas: &impl Quotas, charge: &Charge<'_>) -> Charged {
@@ -80,7 +80,8 @@ pub async fn a_burst_and_then_a_rate(quotas: &impl Quotas) {
 
 pub async fn what_is_refused_takes_nothing(quotas: &impl Quotas) {
     let (holder, began) = (key(), Instant::now());
-    let order = |cost| Charge { holder, takes: [take(1, 100, 1), take(1, 50, cost), take(1, 500, 7)], anyway: false };
+    let order =
+        |cost| Charge { holder, takes: [take(1, 100, 1), take(1, 50, cost), take(1, 500, 7)], terms: Terms::IfLeft };
     let first = charge(quotas, &order(1_000)).await;
     assert_eq!((first.refused, first.left), (None, [99.0, -950.0, 493.0]));
     for _ in 0..5 {
@@ -96,7 +97,7 @@ pub async fn what_is_refused_takes_nothing(quotas: &impl Quotas) {
 
 pub async fn what_is_large_goes_into_debt(quotas: &impl Quotas) {
     let (holder, began) = (key(), Instant::now());
-    let order = |cost| Charge { holder, takes: [None, take(10, 100, cost), None], anyway: false };
+    let order = |cost| Charge { holder, takes: [None, take(10, 100, cost), None], terms: Terms::IfLeft };
     let first = charge(quotas, &order(1_000)).await;
     assert_eq!((first.refused, first.left[1]), (None, -900.0), "larger than the burst, and possible");
     let refused = charge(quotas, &order(1)).await.refused.expect("in debt");
@@ -107,20 +108,21 @@ pub async fn what_is_large_goes_into_debt(quotas: &impl Quotas) {
 
 pub async fn what_comes_later_is_taken_whatever_is_left(quotas: &impl Quotas) {
     let (holder, began) = (key(), Instant::now());
-    let order = |cost, anyway| Charge { holder, takes: [take(1, 10, 0), take(1, 10, cost), None], anyway };
-    assert_eq!(charge(quotas, &order(10, false)).await.left[..2], [10.0, 0.0]);
+    let order = |cost, terms| Charge { holder, takes: [take(1, 10, 0), take(1, 10, cost), None], terms };
+    assert_eq!(charge(quotas, &order(10, Terms::IfLeft)).await.left[..2], [10.0, 0.0]);
     for debt in [-100.0, -200.0] {
-        let charged = charge(quotas, &order(100, true)).await;
+        let charged = charge(quotas, &order(100, Terms::Anyway)).await;
         assert_eq!((charged.refused, charged.left[0]), (None, 10.0));
         assert!(charged.left[1] >= debt && charged.left[1] <= debt + refilled(began, 1.0), "{charged:?}");
     }
-    assert_eq!(charge(quotas, &order(1, false)).await.refused.expect("in debt").at, 1);
+    assert_eq!(charge(quotas, &order(1, Terms::IfLeft)).await.refused.expect("in debt").at, 1);
 }
 
 pub async fn what_is_given_back_is_left_again_and_no_more_than_fits(quotas: &impl Quotas) {
     let (holder, began) = (key(), Instant::now());
-    let order = |posts, rows| Charge { holder, takes: [take(1, 10, posts), take(1, 100, rows), None], anyway: false };
-    let back = async |rows| quotas.give_back(&order(0, rows)).await.expect("counted");
+    let order =
+        |posts, rows| Charge { holder, takes: [take(1, 10, posts), take(1, 100, rows), None], terms: Terms::IfLeft };
+    let back = async |rows| charge(quotas, &Charge { terms: Terms::Back, ..order(0, rows) }).await;
     let is = |left: f64, least: f64| left >= least && left <= least + refilled(began, 1.0);
     assert_eq!(charge(quotas, &order(1, 1_000)).await.left[..2], [9.0, -900.0]);
     assert!(charge(quotas, &order(1, 1)).await.refused.is_some(), "in debt");
@@ -136,8 +138,8 @@ pub async fn what_is_given_back_is_left_again_and_no_more_than_fits(quotas: &imp
         assert_eq!(back(u64::MAX).await.left[1], 100.0);
     }
     // Of whom nothing is known all is left.
-    let unknown = Charge { holder: key(), ..order(0, 1_000) };
-    assert_eq!(quotas.give_back(&unknown).await.expect("counted").left[..2], [10.0, 100.0]);
+    let unknown = Charge { holder: key(), terms: Terms::Back, ..order(0, 1_000) };
+    assert_eq!(charge(quotas, &unknown).await.left[..2], [10.0, 100.0]);
 }
 
 pub async fn holders_do_not_concern_each_other(quotas: &impl Quotas) {
@@ -163,7 +165,7 @@ pub async fn charges_at_once_all_count(quotas: &impl Quotas) {
 
 pub async fn a_limit_that_was_none_begins_full(quotas: &impl Quotas) {
     let holder = key();
-    let order = |posts| Charge { holder, takes: [posts, take(1, 10, 1), None], anyway: false };
+    let order = |posts| Charge { holder, takes: [posts, take(1, 10, 1), None], terms: Terms::IfLeft };
     charge(quotas, &order(None)).await;
     assert_eq!(charge(quotas, &order(take(1, 7, 2))).await.left[0], 5.0);
 }

@@ -7,7 +7,7 @@ use moka::Expiry;
 use moka::ops::compute::Op;
 
 use crate::domain::quota::ALLOWANCES;
-use crate::domain::{Charge, Charged, Holder, KeyId, Rate, Refused, ViewerId};
+use crate::domain::{Charge, Charged, Holder, KeyId, Rate, Refused, Take, Terms, ViewerId};
 use crate::error::Result;
 use crate::ports::Quotas;
 
@@ -90,25 +90,16 @@ impl Account {
             let wait = rate.wait(self.left[at], nodes.min(rate.burst as f64))?;
             Some(Refused { at, wait })
         };
-        let refused = if charge.anyway { None } else { (0..ALLOWANCES).find_map(missing) };
+        let refused = (0..ALLOWANCES).find_map(missing).filter(|_| charge.terms == Terms::IfLeft);
         if refused.is_none() {
             for (left, take) in self.left.iter_mut().zip(charge.takes) {
-                *left -= take.map_or(0.0, |take| take.cost as f64 * nodes);
+                let Some(Take { rate, cost }) = take else { continue };
+                let units = cost as f64 * nodes;
+                *left =
+                    if charge.terms == Terms::Back { (*left + units).min(rate.burst as f64) } else { *left - units };
             }
         }
         Charged { refused, left: self.left }
-    }
-
-    /// Puts it back as [`EmbeddedQuotas::give_back_share`].
-    fn give_back(&mut self, charge: &Charge<'_>, nodes: u32) -> Charged {
-        self.refill(rates(charge));
-        let nodes = f64::from(nodes.max(1));
-        for (left, take) in self.left.iter_mut().zip(charge.takes) {
-            if let Some(take) = take {
-                *left = take.rate.given_back(*left, take.cost as f64 * nodes);
-            }
-        }
-        Charged { refused: None, left: self.left }
     }
 }
 
@@ -126,16 +117,6 @@ impl EmbeddedQuotas {
         self.update(charge.holder, |mut account| {
             let answer = charged.insert(account.charge(charge, nodes));
             answer.refused.is_none().then(|| account.changed(rates(charge)))
-        });
-        charged.expect("an account is looked at whether it is known or not")
-    }
-
-    /// As [`Quotas::give_back`], of what [`EmbeddedQuotas::charge_share`] has taken with as many `nodes`.
-    pub fn give_back_share(&self, charge: &Charge<'_>, nodes: u32) -> Charged {
-        let mut charged = None;
-        self.update(charge.holder, |mut account| {
-            charged = Some(account.give_back(charge, nodes));
-            Some(account.changed(rates(charge)))
         });
         charged.expect("an account is looked at whether it is known or not")
     }
@@ -194,10 +175,6 @@ impl Quotas for EmbeddedQuotas {
     async fn charge(&self, charge: &Charge<'_>) -> Result<Charged> {
         Ok(self.charge_share(charge, 1))
     }
-
-    async fn give_back(&self, charge: &Charge<'_>) -> Result<Charged> {
-        Ok(self.give_back_share(charge, 1))
-    }
 }
 
 #[cfg(test)]
@@ -205,7 +182,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::Take;
 
     fn quotas() -> EmbeddedQuotas {
         EmbeddedQuotas::new(QuotaLimits { keys_max: 10, viewers_max: 10 })
@@ -213,7 +189,11 @@ mod tests {
 
     fn one(key: u8, burst: u64) -> Charge<'static> {
         let take = Take { rate: Rate { per_s: 1, burst }, cost: 1 };
-        Charge { holder: Holder::Key(KeyId::from_bytes([key; 8])), takes: [Some(take), None, None], anyway: false }
+        Charge {
+            holder: Holder::Key(KeyId::from_bytes([key; 8])),
+            takes: [Some(take), None, None],
+            terms: Terms::IfLeft,
+        }
     }
 
     fn let_in(quotas: &EmbeddedQuotas, charge: &Charge<'_>, nodes: u32) -> usize {
@@ -260,18 +240,18 @@ mod tests {
     #[test]
     fn a_debt_is_known_until_it_is_paid_off_and_all_is_full() {
         let quotas = quotas();
-        let rows = |cost, anyway| {
+        let rows = |cost, terms| {
             let take = Take { rate: Rate { per_s: 50, burst: 1_000 }, cost };
-            Charge { holder: Holder::Key(KeyId::from_bytes([1; 8])), takes: [None, Some(take), None], anyway }
+            Charge { holder: Holder::Key(KeyId::from_bytes([1; 8])), takes: [None, Some(take), None], terms }
         };
-        assert_eq!(quotas.charge_share(&rows(10_000, false), 1).refused, None);
+        assert_eq!(quotas.charge_share(&rows(10_000, Terms::IfLeft), 1).refused, None);
         // 9,000 rows of debt, and 1,000 until it is full.
         assert_eq!(kept(&quotas), Some(Duration::from_secs(201)));
-        assert!(quotas.charge_share(&rows(1, false), 1).refused.is_some());
+        assert!(quotas.charge_share(&rows(1, Terms::IfLeft), 1).refused.is_some());
         assert_eq!(kept(&quotas), Some(Duration::from_secs(201)), "what is refused changes nothing");
-        quotas.charge_share(&rows(5_000, true), 1);
+        quotas.charge_share(&rows(5_000, Terms::Anyway), 1);
         assert!(kept(&quotas).is_some_and(|kept| kept > Duration::from_secs(299)), "{:?}", kept(&quotas));
-        quotas.charge_share(&rows(u64::MAX, true), 1);
+        quotas.charge_share(&rows(u64::MAX, Terms::Anyway), 1);
         assert_eq!(kept(&quotas), Some(KEPT_MAX), "longer than there is time");
     }
 
@@ -280,8 +260,11 @@ mod tests {
         let quotas = quotas();
         let rates = [Rate::new(1_000, 1), None, None];
         let take = Take { rate: Rate { per_s: 1_000, burst: 1 }, cost: 500 };
-        let charge =
-            Charge { holder: Holder::Key(KeyId::from_bytes([1; 8])), takes: [Some(take), None, None], anyway: true };
+        let charge = Charge {
+            holder: Holder::Key(KeyId::from_bytes([1; 8])),
+            takes: [Some(take), None, None],
+            terms: Terms::Anyway,
+        };
         let begun = Instant::now();
         quotas.charge_share(&charge, 1);
         // What it owes, and the second beyond.
@@ -293,9 +276,9 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_millis(1_400), "{:?}", begun.elapsed());
     }
 
-    fn rows(burst: u64, cost: u64) -> Charge<'static> {
+    fn rows(burst: u64, cost: u64, terms: Terms) -> Charge<'static> {
         let take = Take { rate: Rate { per_s: 1, burst }, cost };
-        Charge { holder: Holder::Key(KeyId::from_bytes([1; 8])), takes: [None, Some(take), None], anyway: true }
+        Charge { holder: Holder::Key(KeyId::from_bytes([1; 8])), takes: [None, Some(take), None], terms }
     }
 
     proptest! {
@@ -308,9 +291,8 @@ mod tests {
         ) {
             let quotas = quotas();
             for (back, cost, nodes) in steps {
-                let order = rows(burst, cost);
-                let charged =
-                    if back { quotas.give_back_share(&order, nodes) } else { quotas.charge_share(&order, nodes) };
+                let terms = if back { Terms::Back } else { Terms::Anyway };
+                let charged = quotas.charge_share(&rows(burst, cost, terms), nodes);
                 prop_assert_eq!(charged.refused, None);
                 prop_assert!(charged.left[1] <= burst as f64, "{} of {}", charged.left[1], burst);
             }
@@ -325,9 +307,9 @@ mod tests {
         ) {
             let quotas = quotas();
             let began = Instant::now();
-            let there_was = quotas.charge_share(&rows(burst, before), 1).left[1];
-            quotas.charge_share(&rows(burst, cost), nodes);
-            let left = quotas.give_back_share(&rows(burst, cost), nodes).left[1];
+            let there_was = quotas.charge_share(&rows(burst, before, Terms::Anyway), 1).left[1];
+            quotas.charge_share(&rows(burst, cost, Terms::Anyway), nodes);
+            let left = quotas.charge_share(&rows(burst, cost, Terms::Back), nodes).left[1];
             let most = there_was + began.elapsed().as_secs_f64() + 0.001;
             prop_assert!(left >= there_was - 0.001 && left <= most, "{} after {}", left, there_was);
         }

@@ -21,26 +21,17 @@ impl RedisQuotas {
     pub(super) fn new(revisions: RedisRevisions, timeout: Duration) -> Self {
         Self { revisions, timeout }
     }
-
-    /// One call of the script; `back` puts back what it would take otherwise.
-    async fn call(&self, charge: &Charge<'_>, back: bool) -> Result<Charged> {
-        let life = self.revisions.life()?;
-        life.still_in_force()?;
-        let inner = &self.revisions.inner;
-        let call = life.answer(inner.scripts.quota(life.connection(), &inner.keys, charge, back));
-        let answer = tokio::time::timeout(self.timeout, call).await;
-        let bytes = answer.map_err(|_| cannot("redis did not answer a charge within quota.shared_timeout_ms"))??;
-        decode(charge, &bytes).ok_or_else(|| Error::internal("the script gave no answer to a charge"))
-    }
 }
 
 impl Quotas for RedisQuotas {
     async fn charge(&self, charge: &Charge<'_>) -> Result<Charged> {
-        self.call(charge, false).await
-    }
-
-    async fn give_back(&self, charge: &Charge<'_>) -> Result<Charged> {
-        self.call(charge, true).await
+        let life = self.revisions.life()?;
+        life.still_in_force()?;
+        let inner = &self.revisions.inner;
+        let call = life.answer(inner.scripts.quota(life.connection(), &inner.keys, charge));
+        let answer = tokio::time::timeout(self.timeout, call).await;
+        let bytes = answer.map_err(|_| cannot("redis did not answer a charge within quota.shared_timeout_ms"))??;
+        decode(charge, &bytes).ok_or_else(|| Error::internal("the script gave no answer to a charge"))
     }
 }
 
@@ -63,13 +54,13 @@ fn decode(charge: &Charge<'_>, bytes: &[u8]) -> Option<Charged> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Holder, KeyId, Rate, Take};
+    use crate::domain::{Holder, KeyId, Rate, Take, Terms};
 
     #[test]
     fn what_is_no_answer_is_not_taken_for_one() {
         let take = Take { rate: Rate { per_s: 2, burst: 9 }, cost: 1 };
         let holder = Holder::Key(KeyId::from_bytes([1; 8]));
-        let charge = Charge { holder, takes: [None, Some(take), None], anyway: false };
+        let charge = Charge { holder, takes: [None, Some(take), None], terms: Terms::IfLeft };
         let answer = |refused: u8, left: f64| [&[refused][..], &[left.to_be_bytes(); 3].concat()].concat();
         let charged = decode(&charge, &answer(2, -3.0)).expect("an answer");
         assert_eq!(charged.refused, Some(Refused { at: 1, wait: Duration::from_secs(2) }));

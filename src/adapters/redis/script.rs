@@ -102,17 +102,15 @@ impl Scripts {
         call.arg(&epoch.to_be_bytes()).arg(ttl_s).invoke_async(&mut connection).await
     }
 
-    /// Takes what a charge asks for, or says what it lacks: a byte, and what is left of each allowance. With `back` it puts
-    /// that back, and nothing is lacking.
+    /// Takes what a charge asks for or puts it back, or says what it lacks: a byte, and what is left of each allowance.
     pub async fn quota(
         &self,
         mut connection: MultiplexedConnection,
         keys: &Keys,
         charge: &Charge<'_>,
-        back: bool,
     ) -> RedisResult<Vec<u8>> {
         let mut call = self.quota.key(keys.allowances(charge.holder));
-        call.arg(if back { 2 } else { u8::from(charge.anyway) });
+        call.arg(charge.terms as u8);
         for take in charge.takes {
             let (per_s, burst, cost) = take.map_or((0, 0, 0), |take| (take.rate.per_s, take.rate.burst, take.cost));
             call.arg(per_s).arg(burst).arg(cost);

@@ -1,7 +1,6 @@
--- KEYS: one holder's allowances. ARGV: 1 to take whatever is left, 2 to put back as far as it fits, else 0; then of each
--- allowance the units a second (0: no limit), how many at once, and how many to take or put back. Answers which allowance
--- has nothing left (0: none, all is done) and what is left of each. The same as src/domain/quota.rs and
--- src/adapters/embedded/quotas.rs, by this server's clock.
+-- KEYS: one holder's allowances. ARGV: the terms of src/domain/quota.rs; then of each allowance the units a second (0: no
+-- limit), how many at once, and how many to take or put back. Answers which allowance has nothing left (0: none, all is
+-- done) and what is left of each. The same as src/adapters/embedded/quotas.rs, by this server's clock.
 -- The value: when it was written (microseconds), what was left of each; doubles, exact for any time and number here.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
