@@ -60,7 +60,7 @@ const TTL_S_MAX: u64 = 630_720_000;
 
 /// Values in an `IN`: ScyllaDB takes no more by default.
 const IN_MAX: usize = 100;
-/// The store's clock is not taken back further than this: a stamp that is more ahead of it came from a wrong answer.
+/// How far the last stamp of an entry may be ahead of the store's clock: one that is more so came from a wrong answer.
 const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 /// A handle to the store, for reads on behalf of one [`Path`].
@@ -162,20 +162,14 @@ impl ScyllaStore {
 
     /// Now, but later than any stamp drawn before in this process.
     fn stamp(&self) -> Time {
-        later(&self.shared.stamp, self.now())
+        later(&self.shared.stamp, self.now(), Duration::MAX)
     }
 
     /// The same for a pending entry, by the store's clock: it lies in the minute in which all others look for it, whatever
     /// the clock of this machine says. What one wrong answer of the store's has drawn binds nobody: the next entries would
     /// lie in minutes in which nobody looks yet, until those have come.
     async fn entry_stamp(&self) -> Result<Time> {
-        let now = self.store_time().await?;
-        let last = self.shared.entry_stamp.load(Ordering::Relaxed);
-        if Time::from_micros(last).since(now) > AHEAD_MAX {
-            // Whoever has drawn one meanwhile has done the same.
-            let _ = self.shared.entry_stamp.compare_exchange(last, now.micros(), Ordering::Relaxed, Ordering::Relaxed);
-        }
-        Ok(later(&self.shared.entry_stamp, now))
+        Ok(later(&self.shared.entry_stamp, self.store_time().await?, AHEAD_MAX))
     }
 
     async fn select<R>(&self, statement: &PreparedStatement, values: impl SerializeRow) -> Result<Vec<R>>
@@ -205,9 +199,12 @@ impl ScyllaStore {
     }
 }
 
-/// `now`, but later than the last one drawn from `stamp`.
-fn later(stamp: &AtomicI64, now: Time) -> Time {
-    let next = |last: i64| now.micros().max(last.saturating_add(1));
+/// `now`, but later than the last one drawn from `stamp`, unless that is ahead by more than `ahead_max`.
+fn later(stamp: &AtomicI64, now: Time, ahead_max: Duration) -> Time {
+    let next = |last: i64| {
+        let binds = Time::from_micros(last).since(now) <= ahead_max;
+        if binds { now.micros().max(last.saturating_add(1)) } else { now.micros() }
+    };
     let last = stamp.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
     last.map_or(now, |last| Time::from_micros(next(last)))
 }
