@@ -4,7 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::MissedTickBehavior;
 
 use crate::error::{Error, Kind, Result};
 
@@ -92,10 +94,22 @@ impl Watch {
         Self { paths, seen, missed: 0, failure: None }
     }
 
+    /// Looks every so often, for ever; `take` is given what is to be told and taken up.
+    pub async fn follow<T>(mut self, every: Duration, load: impl Fn() -> Result<T>, mut take: impl FnMut(Result<T>)) {
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Some(loaded) = self.look(&load) {
+                take(loaded);
+            }
+        }
+    }
+
     /// Loads the files if any of them differs from what was there the last time, and at every look while that fails: what
     /// has kept them from being read, such as too many open files, may pass without a trace on them. The answer is what
     /// is to be told and taken up: `None` while nothing is new, the same failure again included.
-    pub fn look<T>(&mut self, load: impl FnOnce() -> Result<T>) -> Option<Result<T>> {
+    fn look<T>(&mut self, load: impl FnOnce() -> Result<T>) -> Option<Result<T>> {
         let has_changed = self.has_changed();
         let is_being_replaced = (1..LOOKS_MISSED).contains(&self.missed);
         if !has_changed && (self.failure.is_none() || is_being_replaced) {

@@ -206,25 +206,22 @@ impl Tokens {
     }
 
     /// Looks at the file of keys for ever. One that is broken or gone changes nothing, is told once, and tried again.
-    pub async fn reload(&self, config: &config::Access, mut watch: Watch) {
-        let mut ticks = tokio::time::interval(Duration::from_millis(config.jwks_reload_ms));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let result = match watch.look(|| load(config)) {
-                None => continue,
-                Some(Ok(keys)) => {
+    pub async fn reload(&self, config: &config::Access, watch: Watch) {
+        let take = |loaded: Result<KeySet>| {
+            let result = match loaded {
+                Ok(keys) => {
                     info!(file = %config.jwks_file, ?keys, "the keys of viewers' tokens were read again");
                     self.replace(keys);
                     "ok"
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     warn!(%error, code = error.code(), "the file of viewers' tokens' keys cannot be used; the old keys stay");
                     "error"
                 }
             };
             counter!("fanfold_jwks_reloads_total", "result" => result).increment(1);
-        }
+        };
+        watch.follow(Duration::from_millis(config.jwks_reload_ms), || load(config), take).await;
     }
 }
 

@@ -24,7 +24,8 @@ const KEY: &str = "tls.key_file";
 #[derive(Debug)]
 pub struct Tls {
     present: RwLock<Arc<ServerConfig>>,
-    watch: std::sync::Mutex<Watch>,
+    /// As the files were before they were read.
+    watch: Watch,
     config: config::Tls,
 }
 
@@ -36,7 +37,7 @@ impl Tls {
         }
         let paths = vec![config.certificate_file.clone().into(), config.key_file.clone().into()];
         // Before they are read: a change in between is seen.
-        let watch = std::sync::Mutex::new(Watch::new(paths));
+        let watch = Watch::new(paths);
         Ok(Some(Self { present: RwLock::new(Arc::new(load(config)?)), watch, config: config.clone() }))
     }
 
@@ -59,25 +60,22 @@ impl Tls {
 
     /// Looks at the files for ever. A pair that is broken changes nothing, is told once, and tried again.
     pub(super) async fn reload(&self) {
-        let mut ticks = tokio::time::interval(Duration::from_millis(self.config.reload_ms));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let look = self.watch.lock().unwrap_or_else(PoisonError::into_inner).look(|| load(&self.config));
-            let result = match look {
-                None => continue,
-                Some(Ok(fresh)) => {
+        let take = |loaded: Result<ServerConfig>| {
+            let result = match loaded {
+                Ok(fresh) => {
                     *self.present.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
                     info!(file = %self.config.certificate_file, "the certificate was read again");
                     "ok"
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     warn!(%error, code = error.code(), "the new certificate cannot be used; the old one stays");
                     "error"
                 }
             };
             counter!("fanfold_tls_reloads_total", "result" => result).increment(1);
-        }
+        };
+        let every = Duration::from_millis(self.config.reload_ms);
+        self.watch.clone().follow(every, || load(&self.config), take).await;
     }
 }
 
