@@ -2,6 +2,8 @@
 //! with the same environment but for names, ports, passwords, colours and how much is logged: everything, and no secret
 //! is in it.
 
+#[path = "support/broker_user.rs"]
+mod broker_user;
 #[path = "support/command.rs"]
 mod command;
 #[allow(dead_code, reason = "the door lets in one user from the beginning")]
@@ -23,12 +25,12 @@ use std::process::Stdio;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use broker_user::BrokerUser;
 use command::{CLI, FANOUT, RELAY, command};
 use cql_door::Door;
 use lapin::types::LongString;
 use redis_server::RedisServer;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
 use shown::{Secrets, Shown};
 use support::servers::{Ground, server};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -60,43 +62,6 @@ fn password() -> &'static str {
     format!("{:032x}", rand::random::<u128>()).leak()
 }
 
-/// A user of the broker, gone with the test.
-struct BrokerUser {
-    /// Its place in the broker's management.
-    place: String,
-}
-
-impl BrokerUser {
-    async fn new(management: &str, name: &str, password: &str) -> Self {
-        let user = Self { place: format!("{management}/api/users/{name}") };
-        manage(|client| client.put(&user.place).json(&json!({"password": password, "tags": ""}))).await;
-        let rights = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        manage(|client| client.put(format!("{management}/api/permissions/%2f/{name}")).json(&rights)).await;
-        user
-    }
-}
-
-impl Drop for BrokerUser {
-    fn drop(&mut self) {
-        let place = self.place.clone();
-        // A thread of its own, for the test's runtime is the one that drops it.
-        let deleted = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(manage(|client| client.delete(&place)));
-        });
-        if deleted.join().is_err() && !std::thread::panicking() {
-            panic!("the user of the broker could not be removed");
-        }
-    }
-}
-
-/// Asks the broker's management, as the administrator of dev/stack.
-async fn manage(ask: impl FnOnce(&reqwest::Client) -> reqwest::RequestBuilder) {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let answer = ask(&client).basic_auth("guest", Some("guest")).send().await.expect("the broker answers");
-    assert!(answer.status().is_success(), "{answer:?}");
-}
-
 /// The file, with what it names put in other places, on servers that ask for passwords.
 struct Compose {
     text: String,
@@ -115,13 +80,12 @@ impl Compose {
     async fn read() -> Option<(Self, Ground)> {
         let cql = server("FANFOLD_TEST_CQL")?;
         let amqp = server("FANFOLD_TEST_AMQP")?;
-        let management = server("FANFOLD_TEST_AMQP_MANAGEMENT")?;
         // That of the stack asks nobody; where it is, one of our own can be started.
         server("FANFOLD_TEST_REDIS")?;
         let name = format!("fanfold_compose_{}", std::process::id());
         let passwords = [(); 3].map(|()| password());
         let store = Door::before(cql.split(',').next().expect("a node"), &name, passwords[0]).await;
-        let broker = BrokerUser::new(&management, &name, passwords[1]).await;
+        let broker = BrokerUser::new(&name, passwords[1], ".*").await?;
         let (_, place) = amqp.rsplit_once('@').expect("credentials");
         let amqp = format!("amqp://{name}:{}@{place}", passwords[1]);
         let mut redis = RedisServer::start().await;

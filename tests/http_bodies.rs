@@ -32,9 +32,7 @@ async fn dry_run(service: &Service, bytes: usize) -> Reply {
 
 /// Bytes of bodies in memory.
 async fn held(service: &Service) -> f64 {
-    let metrics = service.get("/metrics").await.text;
-    let held = metrics.lines().find_map(|line| line.strip_prefix("fanfold_bodies_bytes ")).expect("a gauge");
-    held.parse().expect("a number")
+    service.get("/metrics").await.metric("fanfold_bodies_bytes").expect("a gauge")
 }
 
 /// The longest way to write a text in JSON.
@@ -114,7 +112,7 @@ async fn a_body_for_which_there_is_no_room_is_told_to_come_again() {
         eventually("its room is given back", async || held(&service).await == 0.0).await;
         assert_eq!(dry_run(&service, 40_000).await.status, 200, "for this one as well, now");
     }
-    let metrics = service.get("/metrics").await.text;
-    let counted = metrics.lines().find_map(|line| line.strip_prefix("fanfold_bodies_refused_total "));
-    assert!(counted.is_some_and(|count| count != "0"), "{metrics}");
+    let metrics = service.get("/metrics").await;
+    let counted = metrics.metric("fanfold_bodies_refused_total");
+    assert!(counted.is_some_and(|count| count > 0.0), "{}", metrics.text);
 }

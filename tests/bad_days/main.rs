@@ -1,6 +1,8 @@
 //! The bad days of a cluster, each as its operator meets it: what the real binaries say of it, in `fanfold doctor` and at
 //! their start, how they end, and that no password is in what they say.
 
+#[path = "../support/broker_user.rs"]
+mod broker_user;
 #[path = "../support/command.rs"]
 mod command;
 #[path = "../support/cql_door.rs"]

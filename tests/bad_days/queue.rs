@@ -3,8 +3,9 @@
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::broker_user::BrokerUser;
 use crate::cluster::{CLI, Cluster, FANOUT, PROCESSES, RABBITMQ_URL, SERVE, found};
 use crate::support::servers::server;
 use crate::wait::eventually;
@@ -52,40 +53,17 @@ async fn a_broker_that_refuses_us_is_told_from_one_that_is_away() {
     }
 }
 
-/// A user of the broker, and what it may do to the names of a pattern.
-async fn user(name: &str, pattern: &str) {
-    let management = server("FANFOLD_TEST_AMQP_MANAGEMENT").expect("it is there");
-    let put = async |path: String, body: Value| {
-        let put = reqwest::Client::new().put(format!("{management}/api/{path}"));
-        let answer = put.basic_auth("guest", Some("guest")).json(&body).send().await.expect("the broker answers");
-        assert!(answer.status().is_success(), "{answer:?}");
-    };
-    put(format!("users/{name}"), json!({"password": PASSWORD, "tags": ""})).await;
-    let rights = json!({"configure": pattern, "write": pattern, "read": pattern});
-    put(format!("permissions/%2f/{name}"), rights).await;
-}
-
-async fn delete_user(name: &str) {
-    let management = server("FANFOLD_TEST_AMQP_MANAGEMENT").expect("it is there");
-    let delete = reqwest::Client::new().delete(format!("{management}/api/users/{name}"));
-    delete.basic_auth("guest", Some("guest")).send().await.expect("the broker answers");
-}
-
 #[tokio::test]
 async fn a_user_without_rights_is_named_with_what_it_may_not_declare() {
-    if server("FANFOLD_TEST_AMQP_MANAGEMENT").is_none() {
-        return;
-    }
     let Some(mut cluster) = Cluster::on(&["FANFOLD_TEST_AMQP"]) else { return };
     let name = cluster.name.clone();
-    user(&name, "^nothing$").await;
+    let Some(user) = BrokerUser::new(&name, PASSWORD, "^nothing$").await else { return };
     let url = server("FANFOLD_TEST_AMQP").expect("it is there");
     cluster.set(RABBITMQ_URL, changed(&url, &format!("{name}:{PASSWORD}"), "%2f"));
     let without = cluster.findings("queue").await;
     // What the advice asks for is enough.
-    user(&name, &format!("^({name}\\..*|amq\\.default)$")).await;
+    user.may(&format!("^({name}\\..*|amq\\.default)$")).await;
     let with = cluster.findings("queue").await;
-    delete_user(&name).await;
     let queue = format!("{name}.parked");
     found(&without, &["WRONG", &name, "may not declare", &queue, "set_permissions"]);
     assert!(with.iter().all(|finding| finding.starts_with("ok")), "{with:#?}");

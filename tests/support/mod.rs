@@ -251,6 +251,11 @@ impl Reply {
         self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
     }
 
+    /// The value of a series, of a page of metrics.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        self.text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// The titles of the posts in a list of items.
     pub fn titles(&self, list: &str) -> Vec<String> {
         let body = self.json();
