@@ -1,9 +1,9 @@
 //! After the storm: every inbox against everything that was accepted, and every device's copy against a fresh one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::load::{Known, World, viewer_names};
+use crate::load::{Known, World};
 use crate::stack::Keyspace;
 use crate::viewer::{Copy, Device, MARKS, walk};
 use crate::{Outcome, until};
@@ -119,9 +119,11 @@ fn differences(held: &Copy, fresh: &Copy) -> String {
 async fn inboxes(known: &Known, node: usize, verdict: &mut Verdict) {
     // Posts that nobody answered for: in every inbox of their audience, or in none.
     let mut met: HashMap<u64, (HashSet<String>, Vec<String>)> = HashMap::new();
-    for viewer in viewer_names() {
+    // Those of the load and those of the scenario's own: whoever has a device.
+    let everybody: BTreeSet<&String> = known.devices.iter().map(|device| &device.viewer).collect();
+    for viewer in everybody {
         let world = &known.world;
-        let walks = (walk(world, node, &viewer, false).await, walk(world, node, &viewer, true).await);
+        let walks = (walk(world, node, viewer, false).await, walk(world, node, viewer, true).await);
         let (Some(listed), Some(archived)) = walks else {
             verdict.wrong.push(format!("{viewer} is not served by node {node} after healing"));
             continue;
@@ -134,10 +136,10 @@ async fn inboxes(known: &Known, node: usize, verdict: &mut Verdict) {
             }
         }
         verdict.double.extend(double.into_iter().map(|id| format!("{viewer} has {id} twice (node {node})")));
-        let marks = known.devices.iter().find(|d| d.viewer == viewer && !d.second).map(|d| &d.marks);
+        let marks = known.devices.iter().find(|d| d.viewer == *viewer && !d.second).map(|d| &d.marks);
         for post in known.producers.iter().flat_map(|producer| &producer.posts) {
-            let found = if post.audience.contains(&viewer) { items.remove(&post.id) } else { None };
-            if !post.audience.contains(&viewer) {
+            let found = if post.audience.contains(viewer) { items.remove(&post.id) } else { None };
+            if !post.audience.contains(viewer) {
                 continue;
             }
             match found {

@@ -4,6 +4,7 @@
 //! `dev/faults` runs all of it; `cargo test --features faults --test faults` a short part, where `FANFOLD_TEST_*` names
 //! servers.
 
+mod bystander;
 mod checker;
 mod late;
 mod load;

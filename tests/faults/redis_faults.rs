@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 
+use crate::bystander::Bystanders;
 use crate::processes::{Process, Role};
 use crate::proxy::{Line, Proxy};
 use crate::stack::RedisServer;
@@ -102,6 +103,16 @@ impl Pair {
         Ok(Self { link, line, direct, by_line })
     }
 
+    /// From here on the replica lacks what the master gets. Waits until it says so: nothing is on its way any more.
+    async fn cut_off(&self, stage: &Stage) -> Outcome<()> {
+        self.link.set(Line::Cut);
+        let is_off = async || {
+            let info = stage.redis[1].run::<String>("INFO replication").await;
+            info.is_ok_and(|info| info.contains("master_link_status:down"))
+        };
+        until("the replica is cut off from its master", Duration::from_secs(20), is_off).await
+    }
+
     /// The replica becomes master, without what it lacks; the master knows nothing of it. Waits until that is in the
     /// registry.
     async fn split(&self, stage: &Stage) -> Outcome<()> {
@@ -135,11 +146,14 @@ impl Pair {
     }
 }
 
-/// Checks seldom, so that it goes on for a while where others have noticed.
+/// Checks seldom, so that it goes on for a while where others have noticed: late enough for a slow machine, and before
+/// [`Pair::demote`] gives up.
 fn slow() -> Env {
-    vec![("FANFOLD_REDIS__FENCE_CHECK_MS", "20000".into()), ("FANFOLD_REDIS__FENCE_CONFIRM_MS_MAX", "30000".into())]
+    vec![("FANFOLD_REDIS__FENCE_CHECK_MS", "40000".into()), ("FANFOLD_REDIS__FENCE_CONFIRM_MS_MAX", "50000".into())]
 }
 
+/// What the workers have in hand when the master dies, and what the load goes on with, is bumped at the replica at once: the
+/// viewers of the load look again, and find what they missed. Nothing but the new fence tells the bystanders.
 async fn promoted(stage: &mut Stage) -> Outcome<Faulted> {
     let pair = Pair::start(stage).await?;
     for role in [Role::Api, Role::Api, Role::Fanout, Role::Fanout, Role::Relay] {
@@ -147,9 +161,12 @@ async fn promoted(stage: &mut Stage) -> Outcome<Faulted> {
     }
     stage.begin().await?;
     stage.work(3.0).await?;
+    let mut bystanders = Bystanders::come(stage).await?;
+    bystanders.hold(stage).await?;
     // These hold what they hold from here on: their next poll comes after the promotion.
     stage.quiet();
-    pair.link.set(Line::Cut);
+    pair.cut_off(stage).await?;
+    bystanders.miss(stage).await?;
     stage.work(2.5).await?;
     stage.redis[0].kill().await?;
     stage.redis[1].run::<()>("REPLICAOF NO ONE").await?;
@@ -183,6 +200,7 @@ async fn marks(stage: &mut Stage) -> Outcome<Faulted> {
 }
 
 /// The first API node keeps the deposed master while it is still one, and while it is a replica: for so many seconds each.
+/// Nothing but the intents tells the bystanders what was marked there.
 async fn deposed_first_node(stage: &mut Stage, master: f64, replica: f64) -> Outcome<Faulted> {
     let pair = Pair::start(stage).await?;
     stage.start(Role::Api, &pair.direct, slow(), &[])?;
@@ -191,7 +209,10 @@ async fn deposed_first_node(stage: &mut Stage, master: f64, replica: f64) -> Out
     }
     stage.begin().await?;
     stage.work(2.0).await?;
+    let bystanders = Bystanders::come(stage).await?;
     pair.split(stage).await?;
+    // At once: later the node may have noticed.
+    bystanders.mark(stage).await?;
     stage.work(master).await?;
     pair.demote(stage, &stage.apis[..1], replica).await?;
     Ok(pair.healed(stage))

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use futures::future::LocalBoxFuture;
 
 use crate::checker::{self, Verdict};
-use crate::load::{Accepted, Load};
+use crate::load::{Accepted, Load, World};
 use crate::processes::{Process, Role, Spec};
 use crate::producer::{Post, Producer};
 use crate::proxy::Proxy;
 use crate::stack::{Keyspace, RedisServer, Servers, empty_queues};
+use crate::viewer::Device;
 use crate::{Outcome, until};
 
 /// What the load comes to on an idle machine and less.
@@ -67,6 +68,8 @@ pub struct Stage {
     pub proxies: Vec<Proxy>,
     /// Posts of the scenario's own.
     pub posts: Vec<Post>,
+    /// Devices of viewers of the scenario's own.
+    pub devices: Vec<Device>,
     pub load: Option<Load>,
     /// The load publishes and marks only.
     pub no_edits: bool,
@@ -104,6 +107,7 @@ impl Stage {
             relays: Vec::new(),
             proxies: Vec::new(),
             posts: Vec::new(),
+            devices: Vec::new(),
             load: None,
             no_edits: false,
             cql: servers.cql.join(","),
@@ -125,6 +129,7 @@ impl Stage {
         let mut known = self.load.take().ok_or("the scenario ran without a load")?.end().await;
         let ended = ending.elapsed();
         known.producers.push(Producer::of(std::mem::take(&mut self.posts)));
+        known.devices.append(&mut self.devices);
         let mut verdict = checker::check(&mut known, &self.keyspace, faulted.healed, self.plant.is_some()).await?;
         let processes = self.apis.iter().chain(&self.workers).chain(&self.relays);
         verdict.wrong.extend(processes.flat_map(Process::strange));
@@ -223,11 +228,17 @@ impl Stage {
 
     /// Lets the load run: for so long at least, and on a slow machine until it has come to something.
     pub async fn work(&self, seconds: f64) -> Outcome<()> {
-        let Some(load) = &self.load else { return Err("there is no load".into()) };
-        let answered = || load.world.answered.load(Ordering::Relaxed);
+        let world = self.world()?;
+        let answered = || world.answered.load(Ordering::Relaxed);
         let wanted = answered() + (seconds * ANSWERS_PER_S) as usize;
         self.hold(seconds).await;
         until("the load goes on", Duration::from_secs_f64(seconds * 10.0), async || answered() >= wanted).await
+    }
+
+    /// What the clients of the load share, for those of the scenario's own.
+    pub fn world(&self) -> Outcome<&World> {
+        let Some(load) = &self.load else { return Err("there is no load".into()) };
+        Ok(&load.world)
     }
 
     pub fn quiet(&self) {

@@ -226,6 +226,15 @@ impl Device {
         })
     }
 
+    /// Marks an item as read, at home; whether that was accepted. What was sent and is open the next try sends again.
+    pub async fn mark_read(&mut self, world: &World, post: &str) -> bool {
+        let (mark, ids, since) = (1, vec![post.to_owned()], self.token.clone());
+        if self.open.is_none() {
+            self.open = Some(Order { mark, value: true, ids, how: How::Single, since, again: false });
+        }
+        self.send_order(world).await.is_some() && self.marks.get(&(post.to_owned(), mark)) == Some(&Some(true))
+    }
+
     async fn send_order(&mut self, world: &World) -> Option<()> {
         let Some(order) = self.open.clone().filter(|order| !order.ids.is_empty()) else {
             self.open = None;
