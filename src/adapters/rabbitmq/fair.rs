@@ -20,6 +20,10 @@ use crate::domain::{Lane, ProducerId, Rate, Task};
 
 /// The number of the quiet queue.
 pub const QUIET: usize = 0;
+/// How many more than in a producer's own two may wait in the quiet one before those are the shorter ones. As many whole tasks
+/// a worker has at hand of a queue as delivered, and the broker counts none of them: where nobody seems to wait, a second's
+/// work of a flood may be in front.
+pub const QUIET_AHEAD: u64 = 16;
 /// The rows that a producer may offer to a lane, in each process, and still post little: two chunks of the default size at
 /// once, and one a second. More at once, and what is small would wait behind what is not.
 const LITTLE: Rate = Rate { per_s: 500, burst: 1_000 };
@@ -66,12 +70,16 @@ pub fn share(tasks_max: usize, queues: usize) -> u64 {
 }
 
 /// How many places of each queue are used for `wanted` tasks, one after the other to where the fewest wait; at a tie to the
-/// first. `open` are the queues and how many wait in each, no more than `share` may; the places are added to it.
+/// first, and to the quiet one for as long as those are no more than [`QUIET_AHEAD`] ahead. `open` are the queues and how many wait in each, no more than `share` may; the places are added to it.
 pub fn deal(open: &mut [(usize, u64)], share: u64, wanted: usize) -> Vec<usize> {
     let mut places = Vec::new();
     while places.len() < wanted {
-        let shortest = open.iter_mut().min_by_key(|(_, waiting)| *waiting);
-        let Some((queue, waiting)) = shortest.filter(|(_, waiting)| *waiting < share) else { break };
+        let with_room = open.iter_mut().filter(|(_, waiting)| *waiting < share);
+        let ahead = |queue| if queue == QUIET { QUIET_AHEAD } else { 0 };
+        let Some((queue, waiting)) = with_room.min_by_key(|(queue, waiting)| waiting.saturating_sub(ahead(*queue)))
+        else {
+            break;
+        };
         *waiting += 1;
         places.push(*queue);
     }
@@ -231,9 +239,18 @@ mod tests {
         assert_eq!(dealt([(5, 12), (2, 10)], 1), [0_usize; 0]);
         assert_eq!(deal(&mut [(0, 1)], 3, 5), [0, 0], "one queue has one room");
         assert_eq!(deal(&mut [], 3, 5), [0_usize; 0]);
-        let mut open = [(0, 1), (5, 0), (2, 0)];
-        assert_eq!(deal(&mut open, 10, 6), [5, 2, 0, 5, 2, 0]);
-        assert_eq!(open, [(0, 3), (5, 2), (2, 2)], "the places are added");
+        let mut open = [(5, 0), (2, 1)];
+        assert_eq!(deal(&mut open, 10, 3), [5, 5, 2]);
+        assert_eq!(open, [(5, 2), (2, 2)], "the places are added");
+    }
+
+    /// What a worker has at hand of the others, the broker does not tell.
+    #[test]
+    fn the_quiet_queue_is_taken_for_shorter_than_it_is() {
+        let dealt = |quiet, share, wanted| deal(&mut [(QUIET, quiet), (5, 0), (2, 0)], share, wanted);
+        assert_eq!(dealt(QUIET_AHEAD - 1, 100, 3), [QUIET, QUIET, 5]);
+        assert_eq!(dealt(QUIET_AHEAD + 1, 100, 3), [5, 2, QUIET]);
+        assert_eq!(dealt(9, 10, 3), [QUIET, 5, 2], "as long as it has room");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod acks;
 mod basket;
 mod codec;
 mod consumer;
+mod depths;
 mod fair;
 mod inspect;
 mod parked;

@@ -8,19 +8,16 @@ use futures::stream::FuturesOrdered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
-use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::depths::{Broker, Depths};
 use super::topology::{self, cannot, queue_name, within};
 use super::{Pauses, RabbitOptions, codec, fair};
 use crate::domain::{Lane, ProducerId, Task};
 use crate::error::{Error, Result};
 use crate::ports::Room;
 
-/// How long a queue's depth is taken as last told, with what was published since.
-const DEPTH_AGE: Duration = Duration::from_millis(500);
-/// A queue that was full is asked again after this.
-const DEPTH_AGE_FULL: Duration = Duration::from_millis(1);
 /// Between looks whether the connection still stands.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 
@@ -44,16 +41,9 @@ struct Session {
     publishing: Channel,
     /// For questions: a refused one closes its channel.
     asking: Channel,
-    /// A lane's queues, for each lane.
-    depths: [Vec<Mutex<Depth>>; 2],
+    depths: Depths,
+    options: Arc<RabbitOptions>,
     broken: CancellationToken,
-}
-
-/// What is known of a queue's depth.
-#[derive(Debug, Default)]
-struct Depth {
-    waiting: u64,
-    asked: Option<Instant>,
 }
 
 /// What became of a message.
@@ -121,7 +111,8 @@ impl Publisher {
             }
             let little = self.is_little(lane, producer, &offered);
             let queues = fair::queues(producer, self.options.fair_queues, little);
-            let reserved = session.run(session.reserve(&self.options, lane, &queues, offered.len())).await?;
+            let share = fair::share(self.options.tasks_max, self.options.fair_queues);
+            let reserved = session.run(Depths::reserve(&session, lane, &queues, share, offered.len())).await?;
             places[lane as usize] = reserved.into_iter();
         }
         let queue = |task: &Task| Some(queue_name(&self.options, task.lane, places[task.lane as usize].next()?));
@@ -229,75 +220,35 @@ impl Fates {
     }
 }
 
+impl Broker for Session {
+    async fn depth(&self, lane: Lane, number: usize) -> Result<u64> {
+        self.run(topology::depth(&self.asking, &self.options, queue_name(&self.options, lane, number))).await
+    }
+
+    fn depths(&self) -> &Depths {
+        &self.depths
+    }
+}
+
 impl Session {
-    async fn open(options: &RabbitOptions) -> Result<Self> {
+    async fn open(options: &Arc<RabbitOptions>) -> Result<Self> {
         let connection = topology::connect(options, "publish").await?;
         let asking = within(options.timeout, "open a channel", connection.create_channel()).await?;
         topology::declare(&asking, options).await?;
         let publishing = within(options.timeout, "open a channel", connection.create_channel()).await?;
         let confirms = publishing.confirm_select(ConfirmSelectOptions::default());
         within(options.timeout, "confirm messages", confirms).await?;
-        let unknown = || (0..options.fair_queues).map(|_| Mutex::default()).collect();
-        Ok(Self { connection, publishing, asking, depths: [unknown(), unknown()], broken: CancellationToken::new() })
-    }
-
-    /// Up to `wanted` places in some of a lane's queues. What the broker told lately is trusted, so that not every publish
-    /// asks. Others publish too, and do not hear of it at once: a queue may get more than its share, and the limit that the
-    /// broker knows refuses what is beyond the lane's.
-    async fn reserve(
-        &self,
-        options: &RabbitOptions,
-        lane: Lane,
-        queues: &[usize],
-        wanted: usize,
-    ) -> Result<Vec<usize>> {
-        let share = fair::share(options.tasks_max, options.fair_queues);
-        // Each to have room for its part of what is wanted: none is found short while the others would do.
-        let needed = wanted.div_ceil(queues.len().max(1)) as u64;
-        let mut known = self.look(options, lane, queues, share.saturating_sub(needed)).await?;
-        let mut waiting: Vec<(usize, u64)> = known.iter().map(|(queue, depth)| (*queue, depth.waiting)).collect();
-        let places = fair::deal(&mut waiting, share, wanted);
-        for ((_, depth), (_, waiting)) in known.iter_mut().zip(waiting) {
-            depth.waiting = waiting;
-        }
-        Ok(places)
+        let (depths, options) = (Depths::new(options.fair_queues), Arc::clone(options));
+        Ok(Self { connection, publishing, asking, depths, options, broken: CancellationToken::new() })
     }
 
     /// How a producer's own queues of a lane stand.
     async fn room(&self, options: &RabbitOptions, lane: Lane, producer: &ProducerId) -> Result<Room> {
         let share = fair::share(options.tasks_max, options.fair_queues);
         let own = fair::queues(producer, options.fair_queues, false);
-        let known = self.look(options, lane, &own, share.saturating_sub(1)).await?;
-        let waiting = || known.iter().map(|(_, depth)| depth.waiting);
-        Ok(Room { left: waiting().map(|waiting| share.saturating_sub(waiting)).sum(), waiting: waiting().sum() })
-    }
-
-    /// What is known of some of a lane's queues, brought up to date if it is old, or if more than `enough` wait there: it
-    /// may be fewer by now.
-    async fn look(
-        &self,
-        options: &RabbitOptions,
-        lane: Lane,
-        queues: &[usize],
-        enough: u64,
-    ) -> Result<Vec<(usize, MutexGuard<'_, Depth>)>> {
-        let depths = &self.depths[lane as usize];
-        // In the same order everywhere, so that no two wait for each other; the quiet one last, for many ask for that.
-        let mut order = queues.to_vec();
-        order.sort_unstable_by_key(|queue| (*queue == fair::QUIET, *queue));
-        let mut known = Vec::with_capacity(order.len());
-        for queue in order {
-            let mut depth = depths[queue].lock().await;
-            let age_max = if depth.waiting > enough { DEPTH_AGE_FULL } else { DEPTH_AGE };
-            if depth.asked.is_none_or(|asked| asked.elapsed() > age_max) {
-                depth.asked = Some(Instant::now());
-                let name = queue_name(options, lane, queue);
-                depth.waiting = topology::depth(&self.asking, options, name).await?;
-            }
-            known.push((queue, depth));
-        }
-        known.sort_by_key(|(queue, _)| queues.iter().position(|asked| asked == queue));
-        Ok(known)
+        let waiting = Depths::waiting(self, lane, &own, share.saturating_sub(1)).await?;
+        let left = waiting.iter().map(|waiting| share.saturating_sub(*waiting)).sum();
+        Ok(Room { left, waiting: waiting.iter().sum() })
     }
 
     /// The result of a call. If it fails the connection is given up, and with it every other call: not each of them
