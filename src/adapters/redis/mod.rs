@@ -40,7 +40,7 @@ const READ_RECORDS: usize = 500;
 /// Bump scripts of this process in flight, of whole chunks: enough to keep Redis busy. What is beyond would only make the
 /// polls behind it wait, at 0.6 ms a script. Those of few viewers ([`Task::VIEWERS_A_PART`]), a tenth of a millisecond
 /// each, are as many besides, or they would wait for every chunk that stands in line.
-const BUMP_CALLS: usize = 16;
+const BUMP_CALLS: usize = 6;
 /// Between attempts to find a master: doubles from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
