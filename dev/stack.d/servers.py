@@ -146,7 +146,12 @@ class Service:
             log.flush()
             # A session of its own: Ctrl-C at the terminal is for dev/stack or the tests, not for the servers.
             return subprocess.Popen([str(a) for a in argv], env=env, cwd=self.data, stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=log, start_new_session=True)
+                                    stdout=log, stderr=log, start_new_session=True,
+                                    preexec_fn=lambda: os.sched_setaffinity(0, self.processors()))
+
+    def processors(self):
+        """Where it may run."""
+        return halves()[1] if for_benchmarks() else os.sched_getaffinity(0)
 
     def check_ports(self):
         for name in self.listens():
@@ -251,6 +256,9 @@ class Cassandra(Service):
         argv += SOON_COMPILED if for_benchmarks() else ["-XX:TieredStopAtLevel=1"]
         return [*argv, "-cp", f"{lib}/*", "org.apache.cassandra.service.CassandraDaemon"], {"MALLOC_ARENA_MAX": 4}
 
+    def processors(self):
+        return halves()[0] if for_benchmarks() else os.sched_getaffinity(0)
+
     def answers(self):
         # OPTIONS and SUPPORTED, the only exchange CQL allows before a session.
         return self.exchange("cql", b"\x04\0\0\0\x05\0\0\0\0", b"\x84\0\0\0\x06")
@@ -265,6 +273,14 @@ class Cassandra(Service):
 def for_benchmarks():
     """Whether the servers are to be as fast as in production, not quick to start and strict."""
     return os.environ.get("FANFOLD_STACK_BENCH") == "1"
+
+
+def halves():
+    """For benchmarks the store has half of the processors to itself, as on machines of its own, and everything else the rest:
+    its threads are many, and beside them each wake-up of the others takes its turn. Where there is one only, all share it."""
+    every = sorted(os.sched_getaffinity(0))
+    middle = len(every) // 2
+    return (every[:middle], every[middle:]) if middle else (every, every)
 
 
 def fill(template, folder, **values):
