@@ -36,8 +36,6 @@ struct Depth {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     waiting: u64,
-    /// How many of them have gone there since the broker was asked.
-    since: u64,
     told: Option<Instant>,
 }
 
@@ -65,9 +63,9 @@ impl Known {
         }
     }
 
-    /// What the broker has told when it was asked; what has gone there meanwhile it may have counted or not.
+    /// What the broker has told. What has gone there while it was asked it has counted, but for the last few.
     fn tell(&mut self, waiting: u64, now: Instant) {
-        (self.waiting, self.told) = (waiting + self.since, Some(now));
+        (self.waiting, self.told) = (waiting, Some(now));
     }
 }
 
@@ -132,9 +130,7 @@ impl Depths {
         let mut open: Vec<(usize, u64)> = queues.iter().map(|queue| (*queue, waiting(*queue))).collect();
         let places = fair::deal(&mut open, share, wanted);
         for (queue, known) in &mut known {
-            let more = places.iter().filter(|place| *place == queue).count() as u64;
-            known.waiting += more;
-            known.since += more;
+            known.waiting += places.iter().filter(|place| *place == queue).count() as u64;
         }
         places
     }
@@ -176,7 +172,6 @@ fn ask_behind<B: Broker>(broker: &Arc<B>, lane: Lane, queue: usize) {
 }
 
 async fn ask_now<B: Broker>(broker: &B, lane: Lane, queue: usize) -> Result<()> {
-    broker.depths().of(lane, queue).known().since = 0;
     let waiting = broker.depth(lane, queue).await?;
     broker.depths().of(lane, queue).known().tell(waiting, Instant::now());
     Ok(())
@@ -242,10 +237,9 @@ mod tests {
         assert_eq!(reserve(&broker, &[OWN]).await.expect("known"), [OWN]);
         broker.answers.send_replace(Some(20));
         let depth = || *broker.depths.of(Lane::Small, OWN).known();
-        while depth().waiting != 21 {
+        while depth().waiting != 20 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(depth().since, 1, "one has gone there while it was asked");
         broker.answers.send_replace(None);
         broker.age(OWN, AGE_MAX * 2);
         assert!(reserve(&broker, &[OWN]).now_or_never().is_none(), "too old");
@@ -269,7 +263,7 @@ mod tests {
     #[test]
     fn what_went_to_the_quiet_queue_is_not_counted_for_long() {
         let now = Instant::now();
-        let known = |waiting| Known { waiting, since: 0, told: Some(now) };
+        let known = |waiting| Known { waiting, told: Some(now) };
         let at = |waiting, quiet, age| known(waiting).good_for(SHARE, quiet, now + age);
         assert_eq!(at(fair::QUIET_AHEAD + 1, true, AGE_PASSED_OVER * 2), Use::WhileAsked);
         assert_eq!(at(fair::QUIET_AHEAD, true, AGE_PASSED_OVER * 2), Use::AsItIs);

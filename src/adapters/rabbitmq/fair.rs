@@ -70,7 +70,8 @@ pub fn share(tasks_max: usize, queues: usize) -> u64 {
 }
 
 /// How many places of each queue are used for `wanted` tasks, one after the other to where the fewest wait; at a tie to the
-/// first, and to the quiet one for as long as those are no more than [`QUIET_AHEAD`] ahead. `open` are the queues and how many wait in each, no more than `share` may; the places are added to it.
+/// first, and to the quiet one for as long as no more than [`QUIET_AHEAD`] more wait there. `open` are the queues and how many
+/// wait in each, no more than `share` may; the places are added to it.
 pub fn deal(open: &mut [(usize, u64)], share: u64, wanted: usize) -> Vec<usize> {
     let mut places = Vec::new();
     while places.len() < wanted {
