@@ -143,6 +143,11 @@ impl Fanout {
             debug!(post = %post.id, chunk = task.chunk.no, "the chunk is parked");
             return Ok(Outcome::Parked);
         }
+        if state.is_given_up(post.version) {
+            // Whoever had the task before may have died between its rows and their bump.
+            self.bump(task, &post).await?;
+            return Ok(Outcome::AlreadyDone);
+        }
         if self.is_done(&state, &post).await? {
             return Ok(Outcome::AlreadyDone);
         }

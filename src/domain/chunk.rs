@@ -72,6 +72,11 @@ impl ChunkState {
         self.done.is_some_and(|done| done.version >= version && (done.fence == fence || done.is_given_up()))
     }
 
+    /// Whether its viewers do not get `version`, nor one before.
+    pub fn is_given_up(&self, version: u32) -> bool {
+        self.done.is_some_and(|done| done.version >= version && done.is_given_up())
+    }
+
     /// Whether the rows of `version` or a later one are all there.
     pub fn has_rows(&self, version: u32) -> bool {
         self.rows_version >= Some(version)
