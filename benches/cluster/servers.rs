@@ -35,6 +35,17 @@ pub struct Usage {
     pub machine: f64,
 }
 
+/// The processors that the CQL server may run on, and all that there are.
+pub fn processors(stack: &Path) -> Result<(f64, f64)> {
+    let pid = fs::read_to_string(stack.join("cassandra.pid"))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.trim()))?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).ok_or("an odd /proc/PID/status")?;
+    let allowed: u32 = mask.chars().filter_map(|digit| digit.to_digit(16)).map(u32::count_ones).sum();
+    let stat = fs::read_to_string("/proc/stat")?;
+    let all = stat.lines().filter(|line| line.starts_with("cpu")).count().saturating_sub(1);
+    Ok((f64::from(allowed), all as f64))
+}
+
 /// A run, with what the servers use meanwhile. It begins when they have done what the one before has left to them: tables
 /// to be merged, code to be compiled. `stack` is where dev/stack keeps process ids.
 pub async fn usage<T>(stack: &Path, run: impl Future<Output = Result<T>>) -> Result<(Usage, T)> {

@@ -3,7 +3,7 @@
 use crate::cluster::Bench;
 use crate::findings::{Comparison, Figure, Findings};
 use crate::measure::{Measure, Pair, Result, Sample, Spread};
-use crate::servers::{Usage, usage};
+use crate::servers::{Usage, processors, usage};
 use crate::source::Source;
 use crate::workers::Workers;
 
@@ -33,8 +33,9 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
         pairs,
     }
     .into();
-    findings.add(figures("one worker", &usages[0]).into());
-    findings.add(figures("two workers", &usages[1]).into());
+    let processors = processors(&bench.stack)?;
+    findings.add(figures("one worker", &usages[0], processors).into());
+    findings.add(figures("two workers", &usages[1], processors).into());
     Ok(findings)
 }
 
@@ -49,8 +50,8 @@ async fn fan_out(bench: &Bench, source: &mut Source, workers: usize) -> Result<(
     Ok(measured)
 }
 
-/// Medians of cores in use, and what they say.
-fn figures(who: &str, runs: &[(Usage, Sample)]) -> Vec<Figure> {
+/// Medians of cores in use, and what they say. `processors` are those of the store, and all.
+fn figures(who: &str, runs: &[(Usage, Sample)], processors: (f64, f64)) -> Vec<Figure> {
     let median = |of: &dyn Fn(&(Usage, Sample)) -> f64| Spread::of(runs.iter().map(of)).median;
     let names = runs.first().map(|(usage, _)| usage.servers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
     let mut parts: Vec<(String, f64)> = Vec::new();
@@ -59,14 +60,14 @@ fn figures(who: &str, runs: &[(Usage, Sample)]) -> Vec<Figure> {
     }
     parts.push(("fan-out".to_owned(), median(&|(_, run)| run.cpu_us / 1e6 / run.wall_s.max(1e-9))));
     let machine = median(&|(usage, _)| usage.machine);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    let (most, redis) = (
-        parts.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name).to_owned(),
-        parts.iter().find(|(name, _)| name == "Redis").map_or(0.0, |(_, cores)| *cores),
-    );
-    let bound = if machine >= BUSY * cores {
+    let (store, all) = processors;
+    let uses = |name: &str| parts.iter().find(|(part, _)| part == name).map_or(0.0, |(_, cores)| *cores);
+    let most = parts.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
+    let bound = if machine >= BUSY * all {
         format!("bound by the processors, of which {most} takes most; all in all")
-    } else if redis >= BUSY {
+    } else if uses("the CQL server") >= BUSY * store {
+        format!("bound by the CQL server, which has {store} of {all} processors to itself; all in all")
+    } else if uses("Redis") >= BUSY {
         "bound by Redis, which has one core; all in all".to_owned()
     } else {
         "no processor is full, the workers wait for answers; all in all".to_owned()
