@@ -10,11 +10,10 @@ use super::lock;
 use crate::domain::Task;
 use crate::error::{Error, Result};
 
-/// The part of the rows under way that posts to few have beside all others.
-const FEW_SHARE: usize = 8;
-/// The part of them that is left to large posts while there are small ones. A store that is busy answers in the order in
-/// which it was asked, so what a small post waits for, at each of its requests, are the rows that are under way.
-const BESIDE_FEW_SHARE: usize = 4;
+/// The part of the rows under way that posts to few have beside all others, and the part that is left to large posts while
+/// there are small ones. A store that is busy answers in the order in which it was asked, so what a small post waits for, at
+/// each of its requests, are the rows that are under way.
+const FEW_SHARE: usize = 16;
 /// How long after a post to few there may be another.
 const FEW_LAST: Duration = Duration::from_secs(1);
 
@@ -44,7 +43,7 @@ impl RowGates {
         Self {
             many: Gate::new(limit),
             few: Gate::new(limit / FEW_SHARE),
-            beside_few: Gate::new(limit / BESIDE_FEW_SHARE),
+            beside_few: Gate::new(limit / FEW_SHARE),
             few_at: Mutex::default(),
         }
     }
@@ -53,7 +52,7 @@ impl RowGates {
     pub fn resize(&self, limit: usize) {
         self.many.resize(limit);
         self.few.resize(limit / FEW_SHARE);
-        self.beside_few.resize(limit / BESIDE_FEW_SHARE);
+        self.beside_few.resize(limit / FEW_SHARE);
     }
 
     /// Waits until `rows` of a post to `audience` may be under way. Not the size of a chunk counts: the last one of a large
@@ -132,18 +131,18 @@ mod tests {
 
     #[tokio::test]
     async fn large_posts_leave_room_while_there_are_small_ones() {
-        let gates = RowGates::new(80);
+        let gates = RowGates::new(320);
         let now = Instant::now();
-        let all: Vec<_> = (0..8).map(|_| may(&gates, now).expect("nobody else is there")).collect();
-        assert!(may(&gates, now).is_none(), "80 are under way");
+        let all: Vec<_> = (0..32).map(|_| may(&gates, now).expect("nobody else is there")).collect();
+        assert!(may(&gates, now).is_none(), "320 are under way");
         let small = gates.enter_at(now, 1, 1).now_or_never();
         assert!(small.is_some(), "a small one does not wait for them");
         drop(all);
-        let some: Vec<_> = (0..2).map(|_| may(&gates, now).expect("a quarter")).collect();
+        let some: Vec<_> = (0..2).map(|_| may(&gates, now).expect("a sixteenth")).collect();
         assert!(may(&gates, now + FEW_LAST / 2).is_none(), "there may be more small ones");
         let later = now + FEW_LAST;
-        let rest: Vec<_> = (0..6).map(|_| may(&gates, later).expect("there are none any more")).collect();
-        assert!(may(&gates, later).is_none(), "80 are under way, whatever they passed");
+        let rest: Vec<_> = (0..30).map(|_| may(&gates, later).expect("there are none any more")).collect();
+        assert!(may(&gates, later).is_none(), "320 are under way, whatever they passed");
         drop((some, rest));
         gates.resize(8);
         assert!(may(&gates, later).is_some(), "more than there are is all there are");

@@ -41,7 +41,7 @@ pub use migrate::{MigrateOptions, MigrationReport, ScyllaOnly, migrate};
 pub use options::{ClusterOptions, Consistency, Credentials, ScyllaOptions, TlsOptions};
 pub use store_clock::Skew;
 
-use self::gate::RowGates;
+use self::gate::{Gate, RowGates};
 use self::options::OUTLIVES_ROWS;
 use self::scan::{SHARDS, Scans};
 use self::session::{Profiles, Requests};
@@ -60,6 +60,9 @@ const TTL_S_MAX: u64 = 630_720_000;
 
 /// Values in an `IN`: ScyllaDB takes no more by default.
 const IN_MAX: usize = 100;
+/// Viewers of chunks that a process commits at the same time, of posts to more than a few: eight chunks of the default size, which
+/// keep a store busy. What is beyond would stand in the store's line, before all that is small.
+const CHUNK_VIEWERS_MAX: usize = 4_000;
 /// How far the last stamp of an entry may be ahead of the store's clock: one that is more so came from a wrong answer.
 const AHEAD_MAX: Duration = Duration::from_secs(60);
 
@@ -83,6 +86,8 @@ struct Shared {
     scans: Scans,
     /// Rows of fan-out under way.
     rows: RowGates,
+    /// For the viewers of chunks that are being committed, of posts to more than a few.
+    chunks: Gate,
     /// Rows of one replica set in a batch, as tuned.
     batch_rows: AtomicUsize,
     withdrawals: Mutex<withdrawals::Seen>,
@@ -114,6 +119,7 @@ impl ScyllaStore {
             withdrawals: Mutex::new(withdrawals::Seen::from(&scans)),
             scans,
             rows: RowGates::new(options.rows_in_flight_max),
+            chunks: Gate::new(CHUNK_VIEWERS_MAX),
             batch_rows: AtomicUsize::new(options.batch_rows_max),
             stamp: AtomicI64::new(0),
             entry_stamp: AtomicI64::new(0),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, corrupt, id_of, int, set, time_of, uint, uuid_of};
-use crate::domain::{Chunk, Post, PostId, PostState, ProducerId, Time};
+use crate::domain::{Chunk, Post, PostId, PostState, ProducerId, Task, Time};
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::ports::{Changed, Pending};
@@ -86,9 +86,18 @@ impl ScyllaStore {
     async fn prepare_commit(&self, post: &Post, chunks: &[Chunk]) -> Result<()> {
         let at = self.entry_stamp().await?;
         let entry = Pending { since: at, post_id: post.id, version: post.version };
-        let chunks = chunks.iter().map(|chunk| self.write_chunk(post.id, chunk, at)).collect();
+        let chunks = chunks.iter().map(|chunk| self.commit_chunk(post, chunk, at)).collect();
         let (pending, chunks) = join(self.write_pending(&entry), self.concurrently(chunks)).await;
         pending.and(chunks.map(|_| ()))
+    }
+
+    /// The chunks of a large post wait for each other, not what is small behind all of them.
+    async fn commit_chunk(&self, post: &Post, chunk: &Chunk, at: Time) -> Result<()> {
+        let _under_way = match post.audience_size as usize {
+            0..=Task::VIEWERS_A_PART => None,
+            _ => Some(self.shared.chunks.enter(chunk.viewers.len()).await?),
+        };
+        self.write_chunk(post.id, chunk, at).await
     }
 
     async fn insert_post(&self, post: &Post, ttl: i32) -> Result<()> {

@@ -41,7 +41,7 @@ Examples:
 
 const SET_AFTER: &str = "\
 tasks-small, tasks-bulk   whole chunks of a lane that a worker has in hand, or up to 25 small ones for each [1..256]
-rows-in-flight            rows that a worker has under way to the store, a quarter beside small posts [1..100000]
+rows-in-flight            rows that a worker has under way to the store, a sixteenth beside small posts [1..100000]
 prefetch                  tasks of one producer that a lane of a worker has at hand [1..1000]
 batch-rows                rows of one replica set in a batch [1..100]";
 
