@@ -69,7 +69,7 @@ pub struct ChunkState {
 impl ChunkState {
     /// Whether nothing is left to do for `version` under the fence numbered `fence`.
     pub fn is_done(&self, version: u32, fence: u32) -> bool {
-        self.done.is_some_and(|done| done.version >= version && (done.fence == fence || done.is_given_up()))
+        self.is_given_up(version) || self.done.is_some_and(|done| done.version >= version && done.fence == fence)
     }
 
     /// Whether its viewers do not get `version`, nor one before.
