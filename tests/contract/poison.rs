@@ -9,7 +9,7 @@ use fanfold::adapters::{Queue, Revisions, Store};
 use fanfold::domain::{Done, Fence, Lane, Post, PostState, ProducerId, Task, ViewerId};
 use fanfold::fanout::{Fanout, Outcome};
 use fanfold::parked::{ParkedTasks, discard};
-use fanfold::ports::{Delivery, Queue as _, Store as _};
+use fanfold::ports::{Delivery, Queue as _, Revisions as _, Store as _};
 use fanfold::relay::{Relay, RelayLimits, RelayParts};
 use fanfold::tuning::{Board, FANOUT};
 use lapin::BasicProperties;
@@ -98,6 +98,19 @@ async fn what_nobody_has_can_be_given_up() {
     stage.park().await;
     discard(&stage.store, stage.post.id, 0).await.expect("given up");
     assert!(stage.is_done().await && !stage.is_parked().await);
+}
+
+#[tokio::test]
+async fn a_task_that_comes_again_of_what_was_given_up_bumps() {
+    let stage = Stage::new().await;
+    stage.begin().await;
+    let before = stage.revisions.open(&stage.viewers[0]).await.expect("opened");
+    stage.park().await;
+    discard(&stage.store, stage.post.id, 0).await.expect("given up");
+    assert_eq!(stage.process(1).await, Outcome::AlreadyDone);
+    let after = stage.revisions.current(&stage.viewers[0]).await.expect("read");
+    assert_ne!(after, Some(before), "who had it before may have died between its rows and their bump");
+    assert_eq!(stage.row(0).await, None, "it writes none itself");
 }
 
 #[tokio::test]
