@@ -17,8 +17,8 @@ const FEW_SHARE: usize = 16;
 /// How long after a post to few there may be another.
 const FEW_LAST: Duration = Duration::from_secs(1);
 
-/// The ways for rows: one for posts to more than a few ([`Task::VIEWERS_A_PART`]), one for smaller ones, which wait for each
-/// other and not behind thousands of rows of large posts.
+/// The ways for rows: one for posts to more than a few ([`is_few`]), one for smaller ones, which wait for each other and not
+/// behind thousands of rows of large posts.
 #[derive(Debug)]
 pub struct RowGates {
     many: Gate,
@@ -35,6 +35,12 @@ pub struct RowGates {
 pub struct UnderWay {
     _own: OwnedSemaphorePermit,
     _beside_few: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether a post to so many viewers is one to few. Not the size of a chunk counts: the last one of a large post may have
+/// few, and is no small post.
+pub fn is_few(audience: u32) -> bool {
+    audience as usize <= Task::VIEWERS_A_PART
 }
 
 impl RowGates {
@@ -55,14 +61,13 @@ impl RowGates {
         self.beside_few.resize(limit / FEW_SHARE);
     }
 
-    /// Waits until `rows` of a post to `audience` may be under way. Not the size of a chunk counts: the last one of a large
-    /// post may have few, and is no small post.
+    /// Waits until `rows` of a post to `audience` may be under way.
     pub async fn enter(&self, audience: u32, rows: usize) -> Result<UnderWay> {
         self.enter_at(Instant::now(), audience, rows).await
     }
 
     async fn enter_at(&self, now: Instant, audience: u32, rows: usize) -> Result<UnderWay> {
-        if audience as usize <= Task::VIEWERS_A_PART {
+        if is_few(audience) {
             *lock(&self.few_at) = Some(now);
             return Ok(UnderWay { _own: self.few.enter(rows).await?, _beside_few: None });
         }

@@ -60,8 +60,8 @@ const TTL_S_MAX: u64 = 630_720_000;
 
 /// Values in an `IN`: ScyllaDB takes no more by default.
 const IN_MAX: usize = 100;
-/// Viewers of chunks that a process commits at the same time, of posts to more than a few: eight chunks of the default size, which
-/// keep a store busy. What is beyond would stand in the store's line, before all that is small.
+/// Viewers of chunks that a process commits at the same time, of posts to more than a few: eight chunks of the default size,
+/// which keep a store busy. What is beyond would stand in the store's line, before all that is small.
 const CHUNK_VIEWERS_MAX: usize = 4_000;
 /// How far the last stamp of an entry may be ahead of the store's clock: one that is more so came from a wrong answer.
 const AHEAD_MAX: Duration = Duration::from_secs(60);

@@ -7,9 +7,10 @@ use futures::future::join;
 use scylla::DeserializeRow;
 use uuid::Uuid;
 
+use super::gate::is_few;
 use super::session::{Conditional, pause_before};
 use super::{ScyllaStore, corrupt, id_of, int, set, time_of, uint, uuid_of};
-use crate::domain::{Chunk, Post, PostId, PostState, ProducerId, Task, Time};
+use crate::domain::{Chunk, Post, PostId, PostState, ProducerId, Time};
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::ports::{Changed, Pending};
@@ -93,10 +94,8 @@ impl ScyllaStore {
 
     /// The chunks of a large post wait for each other, not what is small behind all of them.
     async fn commit_chunk(&self, post: &Post, chunk: &Chunk, at: Time) -> Result<()> {
-        let _under_way = match post.audience_size as usize {
-            0..=Task::VIEWERS_A_PART => None,
-            _ => Some(self.shared.chunks.enter(chunk.viewers.len()).await?),
-        };
+        let enter = async || self.shared.chunks.enter(chunk.viewers.len()).await;
+        let _under_way = if is_few(post.audience_size) { None } else { Some(enter().await?) };
         self.write_chunk(post.id, chunk, at).await
     }
 
