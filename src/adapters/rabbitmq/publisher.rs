@@ -112,7 +112,7 @@ impl Publisher {
             let little = self.is_little(lane, producer, &offered);
             let queues = fair::queues(producer, self.options.fair_queues, little);
             let share = fair::share(self.options.tasks_max, self.options.fair_queues);
-            let reserved = session.run(Depths::reserve(&session, lane, &queues, share, offered.len())).await?;
+            let reserved = Depths::reserve(&session, lane, &queues, share, offered.len()).await?;
             places[lane as usize] = reserved.into_iter();
         }
         let queue = |task: &Task| Some(queue_name(&self.options, task.lane, places[task.lane as usize].next()?));
