@@ -124,9 +124,12 @@ fn benchmark(arguments: Arguments) -> Result<ExitCode> {
         return Err(format!("there is no scenario {stray}; there are {}", scenarios::ALL.join(", ")).into());
     }
     let warmup = warmup.unwrap_or(context.size(300_000, 2_000));
+    let (of_the_store, all) = servers::processors(&stack)?;
+    let theirs =
+        if of_the_store < all { format!(", {of_the_store} of them the CQL server's alone") } else { String::new() };
     let findings = suite::block_on(run(&names, &context, warmup, stack))?;
-    let shared = format!(" for all, warmed up by {} rows", report::number(warmup as f64));
-    suite::deliver(&findings, &context, &suite::machine(&shared), arguments.check)
+    let use_of_it = format!(" for all{theirs}, warmed up by {} rows", report::number(warmup as f64));
+    suite::deliver(&findings, &context, &suite::machine(all, &use_of_it), arguments.check)
 }
 
 /// Everything in a keyspace and under prefixes of this run; they are removed whatever comes of it.

@@ -81,7 +81,8 @@ fn benchmark(arguments: Arguments) -> Result<ExitCode> {
     let named = arguments.scenarios.iter().map(String::as_str);
     let names: Vec<&str> = if named.len() == 0 { scenarios::CANONICAL.to_vec() } else { named.collect() };
     let findings = suite::block_on(run(&names, &context))?;
-    suite::deliver(&findings, &context, &suite::machine(""), arguments.check)
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    suite::deliver(&findings, &context, &suite::machine(processors, ""), arguments.check)
 }
 
 async fn run(names: &[&str], context: &Context) -> Result<Findings> {

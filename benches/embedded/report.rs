@@ -39,10 +39,12 @@ fn verdict(holds: Option<bool>) -> &'static str {
 }
 
 fn limit_text(limit: Limit, about: &str) -> String {
-    match limit {
-        Limit::AtMost(bound) => format!("<= {bound} {about}"),
-        Limit::AtLeast(bound) => format!(">= {bound} {about}"),
-    }
+    let (side, bound) = match limit {
+        Limit::AtMost(bound) => ("<=", bound),
+        Limit::AtLeast(bound) => (">=", bound),
+    };
+    // Two thirds have no end.
+    format!("{side} {} {about}", (bound * 1000.0).round() / 1000.0)
 }
 
 fn comparison_cells(comparisons: &[Comparison]) -> Cells {

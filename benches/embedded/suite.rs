@@ -1,5 +1,6 @@
 //! What both suites do around their scenarios: become an arm or a benchmark, and tell what was found.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -57,12 +58,11 @@ pub fn deliver(findings: &Findings, context: &Context, machine: &str, check: boo
     Ok(if check && !over.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// The processors, what is to be said of their use, and the settings that are not as shipped.
-pub fn machine(use_of_it: &str) -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+/// What a report says it ran on: the processors, what is to be said of their use, and the settings that are not as shipped.
+pub fn machine(processors: impl Display, use_of_it: &str) -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
     let settings = context::settings().into_iter().map(|(name, value)| format!(", {name}={value}"));
     let model = model.map_or("processor", |(_, model)| model.trim());
-    format!("{cores} x {model}{use_of_it}{}", settings.collect::<String>())
+    format!("{processors} x {model}{use_of_it}{}", settings.collect::<String>())
 }
