@@ -2,11 +2,13 @@
 //! from here since.
 //!
 //! Whoever publishes does not wait to have it told again, for a broker that others keep busy takes its time: it goes by what
-//! is known while somebody asks. Unless nothing is known but what is old, or a queue may be full.
+//! is known while somebody asks. Unless nothing is known but what is old, or a queue may be full and the others have no room
+//! for all that is published.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use tokio::sync::Mutex as Turn;
 
 use super::fair;
@@ -44,6 +46,8 @@ struct Known {
 enum Use {
     AsItIs,
     WhileAsked,
+    /// It was full a moment ago.
+    Full,
     Nothing,
 }
 
@@ -52,12 +56,12 @@ impl Known {
     fn good_for(&self, enough: u64, quiet: bool, now: Instant) -> Use {
         let Some(told) = self.told else { return Use::Nothing };
         let age = now.saturating_duration_since(told);
-        if self.waiting > enough {
-            return if age > AGE_FULL { Use::Nothing } else { Use::AsItIs };
-        }
+        let full = self.waiting > enough;
         let soon = if quiet && self.waiting > fair::QUIET_AHEAD { AGE_PASSED_OVER } else { AGE };
         match age {
             age if age > AGE_MAX => Use::Nothing,
+            age if full && age > AGE_FULL => Use::Full,
+            _ if full => Use::AsItIs,
             age if age > soon => Use::WhileAsked,
             _ => Use::AsItIs,
         }
@@ -76,6 +80,11 @@ pub trait Broker: Send + Sync + 'static {
 
     /// What is known through it.
     fn depths(&self) -> &Depths;
+
+    /// By which depths grow old.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 impl Depths {
@@ -96,15 +105,32 @@ impl Depths {
     ) -> Result<Vec<usize>> {
         // Each to have room for its part of what is wanted: none is found short while the others would do.
         let enough = share.saturating_sub(wanted.div_ceil(queues.len().max(1)) as u64);
-        for queue in queues {
-            let good_for = broker.depths().of(lane, *queue).good_for(enough, *queue == fair::QUIET);
-            match good_for {
-                Use::AsItIs => {}
-                Use::WhileAsked => ask_behind(broker, lane, *queue),
-                Use::Nothing => ask(&**broker, lane, *queue, enough).await?,
+        let good_for =
+            |queue: usize| broker.depths().of(lane, queue).known().good_for(enough, queue == fair::QUIET, broker.now());
+        let (mut full, mut unknown, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for queue in queues.iter().copied() {
+            match good_for(queue) {
+                Use::AsItIs => others.push(queue),
+                Use::WhileAsked => {
+                    ask_behind(broker, lane, queue);
+                    others.push(queue);
+                }
+                Use::Full => full.push(queue),
+                Use::Nothing => unknown.push(queue),
             }
         }
+        if unknown.is_empty() && !full.is_empty() && broker.depths().room(lane, &others, share) >= wanted as u64 {
+            full.into_iter().for_each(|queue| ask_behind(broker, lane, queue));
+            return Ok(broker.depths().deal(lane, &others, share, wanted));
+        }
+        unknown.append(&mut full);
+        try_join_all(unknown.into_iter().map(|queue| ask(&**broker, lane, queue, enough))).await?;
         Ok(broker.depths().deal(lane, queues, share, wanted))
+    }
+
+    /// What is left of `share` in each of some of a lane's queues, together.
+    fn room(&self, lane: Lane, queues: &[usize], share: u64) -> u64 {
+        queues.iter().map(|queue| share.saturating_sub(self.of(lane, *queue).known().waiting)).sum()
     }
 
     /// How many wait in each of some of a lane's queues, told lately.
@@ -112,7 +138,7 @@ impl Depths {
         let mut waiting = Vec::with_capacity(queues.len());
         for queue in queues {
             let depth = broker.depths().of(lane, *queue);
-            if depth.good_for(enough, false) != Use::AsItIs {
+            if depth.known().good_for(enough, false, broker.now()) != Use::AsItIs {
                 ask(broker, lane, *queue, enough).await?;
             }
             waiting.push(depth.known().waiting);
@@ -141,10 +167,6 @@ impl Depths {
 }
 
 impl Depth {
-    fn good_for(&self, enough: u64, quiet: bool) -> Use {
-        self.known().good_for(enough, quiet, Instant::now())
-    }
-
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing in the critical sections panics.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -155,7 +177,8 @@ impl Depth {
 async fn ask<B: Broker>(broker: &B, lane: Lane, queue: usize, enough: u64) -> Result<()> {
     let depth = broker.depths().of(lane, queue);
     let _turn = depth.turn.lock().await;
-    if depth.good_for(enough, false) == Use::AsItIs { Ok(()) } else { ask_now(broker, lane, queue).await }
+    let good_for = depth.known().good_for(enough, false, broker.now());
+    if good_for == Use::AsItIs { Ok(()) } else { ask_now(broker, lane, queue).await }
 }
 
 /// Has somebody ask, unless somebody does.
@@ -173,7 +196,7 @@ fn ask_behind<B: Broker>(broker: &Arc<B>, lane: Lane, queue: usize) {
 
 async fn ask_now<B: Broker>(broker: &B, lane: Lane, queue: usize) -> Result<()> {
     let waiting = broker.depth(lane, queue).await?;
-    broker.depths().of(lane, queue).known().tell(waiting, Instant::now());
+    broker.depths().of(lane, queue).known().tell(waiting, broker.now());
     Ok(())
 }
 
@@ -185,23 +208,25 @@ mod tests {
     use super::*;
 
     const SHARE: u64 = 100;
+    /// A producer's own two queues.
     const OWN: usize = 3;
+    const OTHER: usize = 5;
 
     /// Tells what it is told to tell, once it does.
     struct Told {
         depths: Depths,
         answers: watch::Sender<Option<u64>>,
+        now: Mutex<Instant>,
     }
 
     impl Told {
         fn new(answer: Option<u64>) -> Arc<Self> {
-            Arc::new(Self { depths: Depths::new(8), answers: watch::Sender::new(answer) })
+            let now = Mutex::new(Instant::now());
+            Arc::new(Self { depths: Depths::new(8), answers: watch::Sender::new(answer), now })
         }
 
-        /// As if so much time had passed since it last told.
-        fn age(&self, queue: usize, by: Duration) {
-            let mut known = self.depths.of(Lane::Small, queue).known();
-            known.told = known.told.map(|told| told.checked_sub(by).expect("the machine runs for longer"));
+        fn pass(&self, time: Duration) {
+            *self.now.lock().expect("nothing panics with it") += time;
         }
     }
 
@@ -214,6 +239,10 @@ mod tests {
 
         fn depths(&self) -> &Depths {
             &self.depths
+        }
+
+        fn now(&self) -> Instant {
+            *self.now.lock().expect("nothing panics with it")
         }
     }
 
@@ -228,20 +257,19 @@ mod tests {
         broker.answers.send_replace(Some(7));
         assert_eq!(reserve(&broker, &[OWN]).await.expect("told"), [OWN]);
         broker.answers.send_replace(None);
-        broker.age(OWN, AGE * 2);
+        broker.pass(AGE * 2);
         for _ in 0..3 {
             assert_eq!(reserve(&broker, &[OWN]).now_or_never().expect("goes by what is known").expect("room"), [OWN]);
         }
         // Whoever asks has asked before any of what comes next.
         tokio::task::yield_now().await;
-        assert_eq!(reserve(&broker, &[OWN]).await.expect("known"), [OWN]);
         broker.answers.send_replace(Some(20));
         let depth = || *broker.depths.of(Lane::Small, OWN).known();
         while depth().waiting != 20 {
             tokio::task::yield_now().await;
         }
         broker.answers.send_replace(None);
-        broker.age(OWN, AGE_MAX * 2);
+        broker.pass(AGE_MAX * 2);
         assert!(reserve(&broker, &[OWN]).now_or_never().is_none(), "too old");
     }
 
@@ -249,15 +277,35 @@ mod tests {
     async fn a_full_queue_is_asked_again() {
         let broker = Told::new(Some(SHARE));
         assert_eq!(reserve(&broker, &[OWN]).await.expect("told"), [0_usize; 0]);
-        broker.answers.send_replace(Some(SHARE - 2));
-        broker.age(OWN, AGE_FULL * 2);
+        broker.answers.send_replace(Some(SHARE - 1));
+        broker.pass(AGE_FULL * 2);
         assert_eq!(reserve(&broker, &[OWN]).await.expect("told"), [OWN]);
-        assert_eq!(reserve(&broker, &[OWN]).await.expect("told"), [OWN]);
+        // Whether it goes by its count or asks again.
+        broker.answers.send_replace(Some(SHARE));
         assert_eq!(reserve(&broker, &[OWN]).await.expect("told"), [0_usize; 0], "as many as it holds");
         broker.answers.send_replace(Some(0));
-        let waiting = Depths::waiting(&*broker, Lane::Small, &[OWN, 5], SHARE - 1).await.expect("told");
+        let waiting = Depths::waiting(&*broker, Lane::Small, &[OWN, OTHER], SHARE - 1).await.expect("told");
         assert_eq!(waiting.len(), 2);
         assert_eq!(waiting[1], 0);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_depth_of_a_full_queue_while_others_have_room() {
+        let broker = Told::new(Some(SHARE));
+        assert_eq!(reserve(&broker, &[OWN]).await.expect("told"), [0_usize; 0]);
+        broker.answers.send_replace(Some(0));
+        assert_eq!(reserve(&broker, &[OTHER, fair::QUIET]).await.expect("told"), [OTHER]);
+        broker.answers.send_replace(None);
+        broker.pass(AGE_FULL * 2);
+        let at_once = |queues: &[usize]| reserve(&broker, queues).now_or_never().map(|places| places.expect("room"));
+        assert_eq!(at_once(&[OWN, OTHER]), Some(vec![OTHER]));
+        assert_eq!(at_once(&[fair::QUIET, OWN]), Some(vec![fair::QUIET]));
+        assert_eq!(at_once(&[OWN]), None, "it may have room by now");
+        broker.pass(AGE_MAX * 2);
+        broker.answers.send_replace(Some(0));
+        assert_eq!(reserve(&broker, &[OTHER]).await.expect("told"), [OTHER]);
+        broker.answers.send_replace(None);
+        assert_eq!(at_once(&[fair::QUIET, OTHER]), None, "a flood may be in the one that is known");
     }
 
     #[test]
