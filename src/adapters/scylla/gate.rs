@@ -1,10 +1,11 @@
 //! How many rows of fan-out may be under way: bounds that can be moved while they are in use.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::lock;
 use crate::domain::Task;
@@ -84,20 +85,43 @@ pub struct Gate {
     places: Arc<Semaphore>,
     limit: AtomicUsize,
     resizing: Mutex<()>,
+    resized: Notify,
 }
 
 impl Gate {
     /// A gate with `limit` places, one at least.
     pub fn new(limit: usize) -> Self {
         let limit = limit.max(1);
-        Self { places: Arc::new(Semaphore::new(limit)), limit: AtomicUsize::new(limit), resizing: Mutex::default() }
+        Self {
+            places: Arc::new(Semaphore::new(limit)),
+            limit: AtomicUsize::new(limit),
+            resizing: Mutex::default(),
+            resized: Notify::new(),
+        }
     }
 
     /// Waits for `places`; for all there are, if there are not that many.
     pub async fn enter(&self, places: usize) -> Result<OwnedSemaphorePermit> {
-        let places = places.clamp(1, self.limit.load(Ordering::Relaxed));
-        let entering = Arc::clone(&self.places).acquire_many_owned(u32::try_from(places).unwrap_or(u32::MAX));
-        entering.await.map_err(|_| Error::unavailable("store_unavailable", "the store is closed"))
+        loop {
+            // From before the bound is read: whoever waits for more places than there are waits for ever.
+            let mut resized = pin!(self.resized.notified());
+            resized.as_mut().enable();
+            let places = places.clamp(1, self.limit.load(Ordering::Relaxed));
+            let entering = Arc::clone(&self.places).acquire_many_owned(u32::try_from(places).unwrap_or(u32::MAX));
+            tokio::select! {
+                biased;
+                entered = entering => {
+                    return entered.map_err(|_| Error::unavailable("store_unavailable", "the store is closed"));
+                }
+                () = resized => {}
+            }
+        }
+    }
+
+    /// The same, but no longer than `patience`.
+    pub async fn enter_within(&self, patience: Duration, places: usize) -> Result<OwnedSemaphorePermit> {
+        let entered = tokio::time::timeout(patience, self.enter(places)).await;
+        entered.map_err(|_| Error::unavailable("store_unavailable", "the store is too slow for what is before this"))?
     }
 
     /// Moves the bound. Places in use that are beyond it go as they become free.
@@ -109,6 +133,7 @@ impl Gate {
             self.places.add_permits(limit - before);
             return;
         }
+        self.resized.notify_waiters();
         let left = before - limit - self.places.forget_permits(before - limit);
         if left > 0 {
             let places = Arc::clone(&self.places);

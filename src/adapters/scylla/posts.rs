@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use futures::future::join;
+use futures::future::try_join;
 use scylla::DeserializeRow;
 use uuid::Uuid;
 
@@ -88,13 +88,14 @@ impl ScyllaStore {
         let at = self.entry_stamp().await?;
         let entry = Pending { since: at, post_id: post.id, version: post.version };
         let chunks = chunks.iter().map(|chunk| self.commit_chunk(post, chunk, at)).collect();
-        let (pending, chunks) = join(self.write_pending(&entry), self.concurrently(chunks)).await;
-        pending.and(chunks.map(|_| ()))
+        // The first error ends all: chunks wait for each other, and with a store that hangs for very long.
+        try_join(self.write_pending(&entry), self.concurrently(chunks)).await?;
+        Ok(())
     }
 
     /// The chunks of a large post wait for each other, not what is small behind all of them.
     async fn commit_chunk(&self, post: &Post, chunk: &Chunk, at: Time) -> Result<()> {
-        let enter = async || self.shared.chunks.enter(chunk.viewers.len()).await;
+        let enter = async || self.shared.chunks.enter_within(LATE, chunk.viewers.len()).await;
         let _under_way = if is_few(post.audience_size) { None } else { Some(enter().await?) };
         self.write_chunk(post.id, chunk, at).await
     }
