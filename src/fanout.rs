@@ -145,8 +145,7 @@ impl Fanout {
         }
         if state.is_given_up(post.version) {
             // Whoever had the task before may have died between its rows and their bump.
-            self.bump(task, &post).await?;
-            return Ok(Outcome::AlreadyDone);
+            return self.bump_given_up(task, &post).await;
         }
         if self.is_done(&state, &post).await? {
             return Ok(Outcome::AlreadyDone);
@@ -169,7 +168,8 @@ impl Fanout {
                 if rows && !state.has_rows(post.version) {
                     self.store.chunk_rows_done(post.id, task.chunk.no, post.version).await?;
                 }
-                return Ok(Outcome::RowsOnly);
+                let given_up = self.state(task).await?.is_given_up(post.version);
+                return if given_up { self.bump_given_up(task, &post).await } else { Ok(Outcome::RowsOnly) };
             }
             Err(error) => return Err(error),
         };
@@ -186,9 +186,26 @@ impl Fanout {
         if task.attempt == 0 && post.version <= task.version {
             return Ok(ChunkState::default());
         }
+        self.state(task).await
+    }
+
+    async fn state(&self, task: &Task) -> Result<ChunkState> {
         let no = task.chunk.no;
-        let states = self.store.chunk_states(post.id, no..no + 1).await?;
+        let states = self.store.chunk_states(task.post_id, no..no + 1).await?;
         Ok(states.first().copied().unwrap_or_default())
+    }
+
+    /// Bumps for rows of a chunk that was given up, as soon as revisions can be bumped: no relay drives such a chunk any
+    /// more, so that the task is all there is of it.
+    async fn bump_given_up(&self, task: &Task, post: &Post) -> Result<Outcome> {
+        while let Err(error) = self.bump(task, post).await {
+            if error.kind() != Kind::Unavailable {
+                return Err(error);
+            }
+            warn!(%error, post = %post.id, chunk = task.chunk.no, "a chunk that was given up has rows, and its bump waits");
+            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        }
+        Ok(Outcome::AlreadyDone)
     }
 
     /// Bumps the viewers of a chunk whose rows are written, and answers under which fence.
