@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -85,6 +86,7 @@ impl ParkedTasks {
             return Ok(());
         }
         error!(%post, chunk, reason, "a task is set aside: workers do not survive it");
+        counter!("fanfold_relay_parked_total").increment(1);
         self.store.park_chunk(post, chunk, Some(reason)).await
     }
 }
@@ -144,7 +146,8 @@ pub async fn redrive(store: &Store, queue: &Queue, id: PostId, no: u32) -> Resul
 ///
 /// Only what no viewer has yet can be given up. A row that is there, of whatever version, still waits for something: for
 /// its bump, or for the version that hides or changes it, which readers respect for as long as the post is pending only.
-/// Given up, it would be back as it was, and whoever has a copy would never hear of it.
+/// Given up, it would be back as it was, and whoever has a copy would never hear of it. A worker that was stopped may write
+/// one while it is given up: it is looked for again, and the chunk left parked for a redrive, which bumps.
 pub async fn discard(store: &Store, id: PostId, no: u32) -> Result<()> {
     let (post, chunk) = find(store, id, no).await?;
     if post.state == PostState::Retracted {
@@ -154,13 +157,19 @@ pub async fn discard(store: &Store, id: PostId, no: u32) -> Result<()> {
         );
         return Err(Error::new(Kind::Conflict, "post_retracted", detail));
     }
-    if has_rows(store, id, &chunk).await? {
+    refuse_rows(store, id, &chunk).await?;
+    store.chunk_done(id, no, Done::given_up(post.version), false).await?;
+    refuse_rows(store, id, &chunk).await?;
+    store.park_chunk(id, no, None).await
+}
+
+async fn refuse_rows(store: &Store, id: PostId, chunk: &Chunk) -> Result<()> {
+    if has_rows(store, id, chunk).await? {
         let detail =
             "some of its viewers have the post already, and would never hear of its changes: redrive the chunk";
-        return Err(Error::invalid("invalid_value", &format!("{id}/{no}"), detail));
+        return Err(Error::invalid("invalid_value", &format!("{id}/{}", chunk.no), detail));
     }
-    store.chunk_done(id, no, Done::given_up(post.version), false).await?;
-    store.park_chunk(id, no, None).await
+    Ok(())
 }
 
 /// Whether any viewer of a chunk has a row of the post. The state of the chunk does not tell: a worker may have died of it

@@ -173,6 +173,11 @@ fn describe() {
     describe_counter!("fanfold_relay_driven_total", Unit::Count, "Tasks that the relay published again");
     describe_counter!("fanfold_fanout_failures_total", Unit::Count, "Fan-out tasks that failed and will come again");
     describe_counter!("fanfold_fanout_parked_total", Unit::Count, "Fan-out tasks set aside after too many failures");
+    describe_counter!(
+        "fanfold_relay_parked_total",
+        Unit::Count,
+        "Chunks that relays parked: no worker has survived them"
+    );
     describe_counter!("fanfold_resyncs_total", Unit::Count, "Clients told to read their inbox afresh, by reason");
     describe_counter!(
         "fanfold_access_refused_total",

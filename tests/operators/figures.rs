@@ -5,13 +5,16 @@
 
 /// Counters of what goes wrong, each with what it counts. The exporter shows a counter from its first count on, and
 /// these have none as long as all is well.
-pub const FROM_THE_FIRST_ON: [(&str, &str); 3] = [
+pub const FROM_THE_FIRST_ON: [(&str, &str); 4] = [
     (DRIVEN, "a task that a relay brought again, for it was lost or waited too long"),
     (REFUSALS, "a task that RabbitMQ has not taken"),
     (PARKED, "a chunk that has failed too often"),
+    (UNSURVIVED, "a chunk that no worker has survived"),
 ];
 /// By relays.
 pub const DRIVEN: &str = "fanfold_relay_driven_total";
+/// By relays.
+pub const UNSURVIVED: &str = "fanfold_relay_parked_total";
 /// By API nodes.
 pub const REFUSALS: &str = "fanfold_queue_refusals_total";
 /// By fan-out workers.

@@ -1,5 +1,8 @@
 //! `fanfold parked POST/CHUNK`: what failed too often is shown, taken up again, or given up.
 
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
 use serde_json::json;
 
 use crate::cluster::{API, Cluster, FANOUT, Process, RELAY};
@@ -14,6 +17,28 @@ const REASON: &str = "a post in the store cannot be read";
 pub async fn change(cluster: &Cluster, post: &str, state: i8) {
     let update = format!("UPDATE {}.posts SET state = {state} WHERE post_id = {post}", cluster.keyspace);
     cql().await.query_unpaged(update, ()).await.expect("changed");
+}
+
+/// Puts the only chunk of a post where the broker puts a task that no worker has survived, its last chance included.
+pub async fn set_aside(cluster: &Cluster, post: &str) {
+    let mut task = vec![1, 0];
+    task.extend(uuid::Uuid::parse_str(post).expect("an id").into_bytes());
+    for number in [1_u32, 0, 0, 0] {
+        task.extend(number.to_be_bytes());
+    }
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let mut headers = FieldTable::default();
+    headers.insert("x-first-death-reason".into(), text("delivery_limit"));
+    headers.insert("x-first-death-queue".into(), text(&format!("{}.small", cluster.keyspace)));
+    headers.insert("fanfold-last-chance".into(), AMQPValue::Boolean(true));
+    let url = std::env::var("FANFOLD_TEST_AMQP").expect("the broker of the tests");
+    let connection = Connection::connect(&url, ConnectionProperties::default()).await.expect("connected");
+    let channel = connection.create_channel().await.expect("a channel");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("it confirms");
+    let properties = BasicProperties::default().with_headers(headers);
+    let (to, options) = (format!("{}.parked", cluster.keyspace), BasicPublishOptions::default());
+    let sent = channel.basic_publish("".into(), to.into(), options, &task, properties).await.expect("published");
+    sent.await.expect("confirmed");
 }
 
 /// How many of the audience have the post.

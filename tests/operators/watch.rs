@@ -2,8 +2,8 @@
 //! others. Counters of what goes wrong are there once it has gone wrong, and not before.
 
 use crate::cluster::{API, Cluster, FANOUT, Process, RELAY, fanout_workers};
-use crate::figures::{self, DRIVEN, FROM_THE_FIRST_ON, Of, PARKED, REFUSALS, document, has};
-use crate::parked::change;
+use crate::figures::{self, DRIVEN, FROM_THE_FIRST_ON, Of, PARKED, REFUSALS, UNSURVIVED, document, has};
+use crate::parked::{change, set_aside};
 use crate::wait::eventually;
 
 /// Where no broker is.
@@ -93,7 +93,7 @@ async fn compare(crew: &Crew) {
     assert!(!has(&page, REFUSALS), "nothing was refused: {page}");
 }
 
-/// A post that cannot be read is given up at the first failure.
+/// A post that cannot be read is parked at the first failure, and by the relay where no worker survives it.
 async fn park(cluster: &Cluster, crew: &Crew) {
     cluster.say("fanout pause").await;
     eventually("the worker pauses", async || {
@@ -105,6 +105,7 @@ async fn park(cluster: &Cluster, crew: &Crew) {
     change(cluster, &post, UNKNOWN_STATE).await;
     let resume = async { drop(cluster.say("fanout resume").await) };
     comes_with(&crew.fanout, Of::Fanout, PARKED, resume).await;
+    comes_with(&crew.relay, Of::Relay, UNSURVIVED, set_aside(cluster, &post)).await;
 }
 
 /// An API node that has no broker accepts posts, and counts what it leaves to the relay.
