@@ -19,6 +19,9 @@ use crate::tuning::Configured;
 /// How long `fanfold migrate` waits for another process that is migrating.
 const LEASE_WAIT: Duration = Duration::from_secs(180);
 
+/// A node that sentinels name, whose host replaces this one: no credentials, no encryption, the first database.
+const ANY_NODE: &str = "redis://localhost";
+
 /// The embedded store.
 pub fn store_options(config: &Config, clock: &Clock) -> StoreOptions {
     let store = &config.store;
@@ -171,8 +174,8 @@ pub fn redis(config: &Config, clock: &Clock) -> RedisOptions {
     let servers = if redis.sentinel_master.is_empty() {
         RedisServers::Nodes(urls)
     } else {
-        let (master, node) = (redis.sentinel_master.clone(), redis.node_url.expose().to_owned());
-        RedisServers::Sentinel { sentinels: urls, master, node }
+        let node = if redis.node_url.is_empty() { ANY_NODE } else { redis.node_url.expose() };
+        RedisServers::Sentinel { sentinels: urls, master: redis.sentinel_master.clone(), node: node.to_owned() }
     };
     RedisOptions {
         servers,

@@ -1,6 +1,6 @@
 //! Redis: it refuses us, drops writes, is a replica, or gets its first one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use fanfold::clock::Clock;
 use fanfold::ports::Store as _;
@@ -222,6 +222,35 @@ async fn a_replica_alone_is_no_use_and_beside_its_master_none_is_needed() {
     let findings = cluster.findings("revisions").await;
     found(&findings, &["warning", "redis.urls", "start it"]);
     found(&findings, &["ok", &address, "is the master"]);
+}
+
+#[tokio::test]
+async fn sentinels_say_where_the_master_is_and_when_it_is_another() {
+    let Some((mut cluster, master)) = own(&["FANFOLD_TEST_CQL"]).await else { return };
+    cluster.migrate().await;
+    let (replica, sentinel) = (RedisServer::start().await, RedisServer::sentinel(&master).await);
+    replica.follow(&master).await;
+    let [first, second] = [&master, &replica].map(|server| format!("127.0.0.1:{}", server.port()));
+    cluster.set(REDIS_URLS, sentinel.url());
+    cluster.set("FANFOLD_REDIS__SENTINEL_MASTER", "other");
+    found(&cluster.findings("revisions").await, &["WRONG", "no master named other", "redis.sentinel_master"]);
+    cluster.set("FANFOLD_REDIS__SENTINEL_MASTER", "main");
+    found(&cluster.findings("revisions").await, &["ok", &first, "is the master"]);
+
+    let mut node = cluster.start(SERVE);
+    node.says(&["revisions are available", &first]).await;
+    eventually("the sentinel has seen the replica linked", async || {
+        let known: Vec<HashMap<String, String>> = sentinel.run("SENTINEL REPLICAS main").await;
+        known.iter().any(|replica| replica["flags"] == "slave" && replica["master-link-status"] == "ok")
+    })
+    .await;
+    sentinel.run::<String>("SENTINEL FAILOVER main").await;
+    node.says(&["revisions are available", &second]).await;
+    node.stop().await;
+
+    cluster.set("FANFOLD_REDIS__NODE_URL", format!("http://:{PASSWORD}@here"));
+    let told = cluster.run(SERVE.0, SERVE.1).await;
+    assert!(told.err.contains("redis.node_url") && !told.err.contains(PASSWORD), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

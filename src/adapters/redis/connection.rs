@@ -11,6 +11,10 @@ use super::{RedisOptions, RedisServers, cannot};
 use crate::adapters::tls;
 use crate::error::{Error, Result};
 
+/// The settings that hold URLs.
+const URLS: &str = "redis.urls";
+const NODE_URL: &str = "redis.node_url";
+
 /// Who a server says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -129,13 +133,13 @@ pub fn reason(error: &RedisError) -> String {
 /// Where a master may be.
 pub async fn candidates(options: &RedisOptions) -> Result<Vec<ConnectionInfo>> {
     match &options.servers {
-        RedisServers::Nodes(urls) => urls.iter().map(|url| parse(url)).collect(),
+        RedisServers::Nodes(urls) => urls.iter().map(|url| parse(URLS, url)).collect(),
         RedisServers::Sentinel { sentinels, master, node } => {
             let mut reasons = Vec::new();
             for url in sentinels {
-                match ask_sentinel(options, parse(url)?, master).await {
+                match ask_sentinel(options, parse(URLS, url)?, master).await {
                     Ok(Some((host, port))) => {
-                        let node = parse(node)?;
+                        let node = parse(NODE_URL, node)?;
                         let addr = moved(node.addr(), host, port);
                         return Ok(vec![node.set_addr(addr)]);
                     }
@@ -178,20 +182,22 @@ pub async fn plain(options: &RedisOptions, server: ConnectionInfo) -> RedisResul
 /// An error if a URL cannot be used, before anything is asked of it.
 pub fn check(options: &RedisOptions) -> Result<()> {
     match &options.servers {
-        RedisServers::Nodes(urls) => urls.iter().try_for_each(|url| parse(url).map(|_| ())),
+        RedisServers::Nodes(urls) => urls.iter().try_for_each(|url| parse(URLS, url).map(|_| ())),
         RedisServers::Sentinel { sentinels, node, .. } => {
-            sentinels.iter().chain([node]).try_for_each(|url| parse(url).map(|_| ()))
+            sentinels.iter().try_for_each(|url| parse(URLS, url).map(|_| ()))?;
+            parse(NODE_URL, node).map(|_| ())
         }
     }
 }
 
-fn parse(url: &str) -> Result<ConnectionInfo> {
+/// What a setting of this name holds.
+fn parse(setting: &str, url: &str) -> Result<ConnectionInfo> {
     if url.starts_with("rediss:") {
         tls::available()?;
     }
     // The text may hold a password: it stays out of the error.
     url.into_connection_info().map_err(|error| {
-        Error::invalid("invalid_redis_url", "redis.urls", "must look like redis://[user:password@]host:port/[db]")
+        Error::invalid("invalid_redis_url", setting, "must look like redis://[user:password@]host:port/[db]")
             .with_source(error)
     })
 }
