@@ -52,7 +52,7 @@ pub struct Overrides {
     pub worker_listen: Option<SocketAddr>,
     /// `--log-format`.
     pub log_format: Option<LogFormat>,
-    /// `--log-filter`.
+    /// `--log`.
     pub log_filter: Option<String>,
 }
 

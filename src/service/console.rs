@@ -163,7 +163,7 @@ impl Console {
     }
 
     /// Since when the oldest post of a shard waits for its fan-out. What was never committed waits for nobody, and there may
-    /// be much of it: it is kept for a day, in case its producer tries again.
+    /// be much of it: it is kept for `relay.garbage_after_s`, in case its producer tries again.
     async fn oldest_of(&self, shard: u32) -> Result<Option<Time>> {
         let (mut from, mut looked) = (None, 0);
         while looked < LAG_MAX {

@@ -1,4 +1,4 @@
-//! Entries that nobody ever committed to: they are kept for a day, and hide nothing from operators.
+//! Entries that nobody ever committed to: they are kept for two days, and hide nothing from operators.
 
 use std::time::Duration;
 
