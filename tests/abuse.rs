@@ -1,8 +1,11 @@
-//! Slow and greedy clients against the real binary: they are cut, and others are served meanwhile.
+//! Slow and greedy clients against the real binary: they are cut, and others are served meanwhile. With
+//! `FANFOLD_TEST_MODE=cluster` it is an API node.
 
 #[path = "support/process.rs"]
 mod process;
+mod support;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,15 +26,32 @@ const ENDLESS_HELD: usize = 8;
 /// Those that do not read: fewer, since each has the kernel keep some MB of answers.
 const DEAF: usize = 20;
 
-async fn start(dir: &tempfile::TempDir, more: &[(&str, &str)]) -> Service {
+/// What is abused, and what of a cluster stands behind it.
+struct Abused {
+    service: Service,
+    _cluster: Option<support::Service>,
+}
+
+impl Deref for Abused {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.service
+    }
+}
+
+async fn start(dir: &tempfile::TempDir, more: &[(&str, &str)]) -> Abused {
+    let cluster = if support::is_cluster() { Some(support::Service::start().await) } else { None };
+    let joined = cluster.as_ref().map(|cluster| support::settings(cluster.config())).unwrap_or_default();
     let timeout = TIMEOUT_MS.to_string();
     let settings = [
         ("FANFOLD_HTTP__HEADER_READ_TIMEOUT_MS", timeout.as_str()),
         ("FANFOLD_HTTP__BODY_READ_TIMEOUT_MS", timeout.as_str()),
         ("FANFOLD_HTTP__ANSWER_WRITE_TIMEOUT_MS", timeout.as_str()),
     ];
-    let settings: Vec<_> = settings.into_iter().chain(more.iter().copied()).collect();
-    Service::start(dir.path(), &settings).await
+    let joined = joined.iter().map(|(name, value)| (*name, value.as_str()));
+    let settings: Vec<_> = settings.into_iter().chain(joined).chain(more.iter().copied()).collect();
+    Abused { service: Service::start(dir.path(), &settings).await, _cluster: cluster }
 }
 
 async fn connect(service: &Service) -> TcpStream {
@@ -132,7 +152,7 @@ async fn slow_clients_are_cut_and_others_are_served() {
     assert!(timeouts >= CLIENTS, "slow bodies are told why: {timeouts}");
     assert!(begun.elapsed() < Duration::from_millis(TIMEOUT_MS * 20), "{:?}", begun.elapsed());
     was_served(good, &stop, &format!("{} slow clients", 4 * CLIENTS)).await;
-    service.stop().await;
+    service.service.stop().await;
 }
 
 /// The most memory that a process has had, in bytes.
@@ -180,7 +200,7 @@ async fn bodies_that_do_not_end_take_no_more_memory_than_they_may() {
     println!("{held} bodies were held, {refused} refused; memory grew by {grown} bytes");
     assert!(grown < CLIENTS * ENDLESS_BYTES / 2, "{grown} bytes");
     was_served(good, &stop, &format!("{CLIENTS} bodies that do not end")).await;
-    service.stop().await;
+    service.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,7 +224,7 @@ async fn clients_that_do_not_read_are_cut_and_others_are_served() {
         assert!(lasted >= Duration::from_millis(TIMEOUT_MS), "cut before its time: {lasted:?}");
     }
     was_served(good, &stop, &format!("{DEAF} clients that do not read")).await;
-    service.stop().await;
+    service.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,7 +256,7 @@ async fn idle_connections_of_one_address_keep_nobody_else_out() {
     }
     was_served(good, &stop, "60 idle connections of another address").await;
     drop(kept);
-    service.stop().await;
+    service.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,5 +284,5 @@ async fn huge_heads_are_refused_and_idle_connections_make_room() {
     );
     assert_eq!(answer.await.expect("in time").expect("answered").status(), 200);
     drop(idle);
-    service.stop().await;
+    service.service.stop().await;
 }
