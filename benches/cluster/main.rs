@@ -124,9 +124,8 @@ fn benchmark(arguments: Arguments) -> Result<ExitCode> {
         return Err(format!("there is no scenario {stray}; there are {}", scenarios::ALL.join(", ")).into());
     }
     let warmup = warmup.unwrap_or(context.size(300_000, 2_000));
-    let (of_the_store, all) = servers::processors(&stack)?;
-    let theirs =
-        if of_the_store < all { format!(", {of_the_store} of them the CQL server's alone") } else { String::new() };
+    let (alone, all) = servers::processors(&stack)?;
+    let theirs = if alone > 0.0 { format!(", {alone} of them the CQL server's alone") } else { String::new() };
     let findings = suite::block_on(run(&names, &context, warmup, stack))?;
     let use_of_it = format!(" for all{theirs}, warmed up by {} rows", report::number(warmup as f64));
     suite::deliver(&findings, &context, &suite::machine(all, &use_of_it), arguments.check)

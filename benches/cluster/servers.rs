@@ -35,15 +35,26 @@ pub struct Usage {
     pub machine: f64,
 }
 
-/// The processors that the CQL server may run on, and all that there are.
+/// The processors that the CQL server has to itself, none unless the other servers run elsewhere, and all that the servers
+/// may run on.
 pub fn processors(stack: &Path) -> Result<(f64, f64)> {
-    let pid = fs::read_to_string(stack.join("cassandra.pid"))?;
+    let (store, others) = (allowed(stack, "cassandra")?, allowed(stack, "redis")?);
+    let shared = store.iter().any(|number| others.contains(number));
+    let alone = if shared { 0 } else { store.len() };
+    let all = others.iter().filter(|number| !store.contains(*number)).count() + store.len();
+    Ok((alone as f64, all as f64))
+}
+
+/// The numbers of the processors that a server may run on.
+fn allowed(stack: &Path, server: &str) -> Result<Vec<usize>> {
+    let pid = fs::read_to_string(stack.join(server).with_extension("pid"))?;
     let status = fs::read_to_string(format!("/proc/{}/status", pid.trim()))?;
     let mask = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).ok_or("an odd /proc/PID/status")?;
-    let allowed: u32 = mask.chars().filter_map(|digit| digit.to_digit(16)).map(u32::count_ones).sum();
-    let stat = fs::read_to_string("/proc/stat")?;
-    let all = stat.lines().filter(|line| line.starts_with("cpu")).count().saturating_sub(1);
-    Ok((f64::from(allowed), all as f64))
+    // Hexadecimal digits in groups, the lowest processors last.
+    let digits = mask.chars().rev().filter_map(|digit| digit.to_digit(16)).enumerate();
+    let numbers =
+        |(place, digit): (usize, u32)| (0..4).filter(move |bit| digit >> bit & 1 == 1).map(move |bit| place * 4 + bit);
+    Ok(digits.flat_map(numbers).collect())
 }
 
 /// A run, with what the servers use meanwhile. It begins when they have done what the one before has left to them: tables

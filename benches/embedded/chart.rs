@@ -33,8 +33,17 @@ pub fn draw(findings: &Findings, machine: &str) -> String {
     y += 28.0;
     legend(&mut svg, y);
     y += 22.0;
+    let about_cpu = |scenario| {
+        findings
+            .comparisons
+            .iter()
+            .any(|comparison| comparison.scenario == scenario && comparison.measure == Measure::Cpu)
+    };
     for comparison in &findings.comparisons {
-        y = compare(&mut svg, y, comparison, Measure::Cpu);
+        // Of what a scenario compares in both measures, each by its own.
+        if comparison.measure == Measure::Cpu || !about_cpu(comparison.scenario) {
+            y = compare(&mut svg, y, comparison, Measure::Cpu);
+        }
         if comparison.measure == Measure::Throughput {
             y = compare(&mut svg, y, comparison, Measure::Throughput);
         }

@@ -39,12 +39,10 @@ fn verdict(holds: Option<bool>) -> &'static str {
 }
 
 fn limit_text(limit: Limit, about: &str) -> String {
-    let (side, bound) = match limit {
-        Limit::AtMost(bound) => ("<=", bound),
-        Limit::AtLeast(bound) => (">=", bound),
-    };
-    // Two thirds have no end.
-    format!("{side} {} {about}", (bound * 1000.0).round() / 1000.0)
+    match limit {
+        Limit::AtMost(bound) => format!("<= {bound} {about}"),
+        Limit::AtLeast(bound) => format!(">= {bound} {about}"),
+    }
 }
 
 fn comparison_cells(comparisons: &[Comparison]) -> Cells {

@@ -50,7 +50,7 @@ async fn fan_out(bench: &Bench, source: &mut Source, workers: usize) -> Result<(
     Ok(measured)
 }
 
-/// Medians of cores in use, and what they say. `processors` are those of the store, and all.
+/// Medians of cores in use, and what they say. `processors` are those of the store alone, and all.
 fn figures(who: &str, runs: &[(Usage, Sample)], processors: (f64, f64)) -> Vec<Figure> {
     let median = |of: &dyn Fn(&(Usage, Sample)) -> f64| Spread::of(runs.iter().map(of)).median;
     let names = runs.first().map(|(usage, _)| usage.servers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
@@ -65,7 +65,7 @@ fn figures(who: &str, runs: &[(Usage, Sample)], processors: (f64, f64)) -> Vec<F
     let most = parts.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
     let bound = if machine >= BUSY * all {
         format!("bound by the processors, of which {most} takes most; all in all")
-    } else if uses("the CQL server") >= BUSY * store {
+    } else if store > 0.0 && uses("the CQL server") >= BUSY * store {
         format!("bound by the CQL server, which has {store} of {all} processors to itself; all in all")
     } else if uses("Redis") >= BUSY {
         "bound by Redis, which has one core; all in all".to_owned()
