@@ -116,6 +116,7 @@ impl ScyllaStore {
     /// A batch of a post to `audience`.
     async fn write_batch(&self, audience: u32, rows: Vec<RowValues<'_>>) -> Result<()> {
         let _under_way = self.shared.rows.enter(audience, rows.len()).await?;
+        faults::at("store.row_batch");
         match rows.as_slice() {
             [] => {}
             [row] => self.write(&self.statements().write_row, row).await?,
